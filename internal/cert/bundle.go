@@ -38,10 +38,12 @@ var (
 // Bundle is a leaf, its chain and its private key, known to belong together. It is immutable. No way of printing a
 // Bundle shows the key; only PEM and KeyPEM hand it out.
 type Bundle struct {
-	leaf   *x509.Certificate
-	chain  []*x509.Certificate
-	key    crypto.Signer
-	keyDER []byte // PKCS#8
+	leaf  *x509.Certificate
+	chain []*x509.Certificate
+	// secret gives the private key, and its PKCS#8. It is a function because package fmt walks through pointers and
+	// slices where it passes the methods of Bundle over (a copy, an unexported field, a verb that does not fit), but
+	// never into a function.
+	secret func() (crypto.Signer, []byte)
 }
 
 // New makes a bundle of a key and its certificates in order, the leaf first. It refuses what Parse refuses.
@@ -52,7 +54,7 @@ func New(key crypto.Signer, certificates ...*x509.Certificate) (*Bundle, error) 
 	if key == nil {
 		return nil, ErrNoKey
 	}
-	b := &Bundle{leaf: certificates[0], chain: slices.Clone(certificates[1:]), key: key}
+	b := &Bundle{leaf: certificates[0], chain: slices.Clone(certificates[1:])}
 	if !samePublicKey(b.leaf.PublicKey, key.Public()) {
 		return nil, fmt.Errorf("leaf %s: %w", Describe(b.leaf), ErrKeyMismatch)
 	}
@@ -66,7 +68,7 @@ func New(key crypto.Signer, certificates ...*x509.Certificate) (*Bundle, error) 
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
 	}
-	b.keyDER = der
+	b.secret = func() (crypto.Signer, []byte) { return key, der }
 	return b, nil
 }
 
@@ -219,7 +221,10 @@ func (b *Bundle) Leaf() *x509.Certificate { return b.leaf }
 func (b *Bundle) Chain() []*x509.Certificate { return slices.Clone(b.chain) }
 
 // Key is the private key.
-func (b *Bundle) Key() crypto.Signer { return b.key }
+func (b *Bundle) Key() crypto.Signer {
+	key, _ := b.secret()
+	return key
+}
 
 // PEM is the canonical form, as HAProxy wants it: leaf, chain in order, key (PKCS#8); no blank line (one would end the
 // payload of HAProxy's `set ssl cert`, and what follows would be run as commands), no CR, a final newline.
@@ -236,7 +241,8 @@ func (b *Bundle) CertificatesPEM() []byte {
 
 // KeyPEM is the private key alone, PKCS#8.
 func (b *Bundle) KeyPEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b.keyDER})
+	_, der := b.secret()
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
 // Fingerprint is the leaf's.
@@ -248,7 +254,7 @@ func (b *Bundle) SHA1() string {
 }
 
 // KeyType is that of the key.
-func (b *Bundle) KeyType() KeyType { return KeyTypeOf(b.key.Public()) }
+func (b *Bundle) KeyType() KeyType { return KeyTypeOf(b.Key().Public()) }
 
 // Algorithm is the signature family of the key.
 func (b *Bundle) Algorithm() Algorithm {
@@ -373,3 +379,6 @@ func (b *Bundle) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, b.String
 func (b *Bundle) MarshalJSON() ([]byte, error) {
 	return nil, errors.New("a bundle is not JSON: it holds a private key")
 }
+
+// HasKey tells whether public is the public half of the bundle's key.
+func (b *Bundle) HasKey(public crypto.PublicKey) bool { return samePublicKey(b.Key().Public(), public) }
