@@ -3,6 +3,8 @@ package cluster
 import (
 	"cmp"
 	"fmt"
+	"io"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -37,6 +39,21 @@ type Records struct {
 	Releases   []Release   `json:"releases,omitempty"`
 }
 
+// String counts the records.
+func (r Records) String() string {
+	return fmt.Sprintf("%d accounts, %d orders, %d attempts, %d tombstones, %d releases", len(r.Accounts), len(r.Orders), len(r.Ledger),
+		len(r.Tombstones), len(r.Releases))
+}
+
+// Format prints String for every verb, see Account.Format.
+func (r Records) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, r.String()) }
+
+// LogValue counts the records: their JSON would show keys.
+func (r Records) LogValue() slog.Value {
+	return slog.GroupValue(slog.Int("accounts", len(r.Accounts)), slog.Int("orders", len(r.Orders)), slog.Int("ledger", len(r.Ledger)),
+		slog.Int("tombstones", len(r.Tombstones)), slog.Int("releases", len(r.Releases)))
+}
+
 // Inventory is what a node tells its peers of itself.
 type Inventory struct {
 	API     int    `json:"api"`
@@ -50,6 +67,20 @@ type Inventory struct {
 	// Generations are those held, every one of every slot.
 	Generations []cert.Generation `json:"generations,omitempty"`
 	Records
+}
+
+// String names the node and counts the rest.
+func (i Inventory) String() string {
+	return fmt.Sprintf("inventory of %s (%s): %d generations, %s", i.Node, i.Role, len(i.Generations), i.Records)
+}
+
+// Format prints String for every verb, see Account.Format.
+func (i Inventory) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, i.String()) }
+
+// LogValue names the node and counts the rest: the JSON of the records would show keys.
+func (i Inventory) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("node", i.Node), slog.String("role", i.Role.String()), slog.String("version", i.Version),
+		slog.Int("generations", len(i.Generations)), slog.Any("records", i.Records))
 }
 
 // Newest is the newest of the generations of slot that has no tombstone; the zero Generation where there is none.
@@ -76,6 +107,7 @@ func MergeTombstones(a, b []Tombstone) []Tombstone {
 	all := map[cert.Fingerprint]Tombstone{}
 	for _, t := range slices.Concat(a, b) {
 		if old, ok := all[t.Fingerprint]; !ok || compare(t, old) < 0 {
+			t.Time = utc(t.Time)
 			all[t.Fingerprint] = t
 		}
 	}
@@ -89,13 +121,16 @@ func MergeTombstones(a, b []Tombstone) []Tombstone {
 	return out
 }
 
-// MergeReleases keeps the newest release of each slot.
+// MergeReleases keeps the newest release of each slot, and of one generation's the earliest.
 func MergeReleases(a, b []Release) []Release {
 	all := map[cert.Slot]Release{}
 	for _, r := range slices.Concat(a, b) {
 		old, ok := all[r.Generation.Slot]
-		c := cmp.Or(r.Generation.Compare(old.Generation), -r.Time.Compare(old.Time), cmp.Compare(r.Node, old.Node))
+		c := cmp.Or(r.Generation.Compare(old.Generation), -r.Time.Compare(old.Time), cmp.Compare(r.Node, old.Node),
+			r.Generation.NotAfter.Compare(old.Generation.NotAfter))
 		if !ok || c > 0 {
+			r.Time = utc(r.Time)
+			r.Generation.NotBefore, r.Generation.NotAfter = utc(r.Generation.NotBefore), utc(r.Generation.NotAfter)
 			all[r.Generation.Slot] = r
 		}
 	}

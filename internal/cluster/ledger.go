@@ -27,6 +27,8 @@ type Attempt struct {
 	Slot      cert.Slot `json:"slot"`
 	Directory string    `json:"directory"`
 	Domains   []string  `json:"domains"`
+	// Profile is the ACME profile that was asked for, "" for the CA's default.
+	Profile string `json:"profile,omitempty"`
 	// Order is the ID of the order; Resumed tells that it was taken up and not new.
 	Order   string    `json:"order"`
 	Resumed bool      `json:"resumed,omitempty"`
@@ -68,7 +70,7 @@ func NextTry(ledger []Attempt, slot cert.Slot, directory string, now time.Time) 
 		if a.Slot != slot || a.Directory != directory || a.Time.After(now.Add(MaxSkew)) || !a.Time.After(success) || a.NextTry.IsZero() {
 			continue
 		}
-		if !found || a.Allowed().After(last.Allowed()) {
+		if !found || cmp.Or(a.Allowed().Compare(last.Allowed()), compareAttempts(a, last)) > 0 {
 			last, found = a, true
 		}
 	}
@@ -88,6 +90,7 @@ func MergeLedger(a, b []Attempt, now time.Time) []Attempt {
 		if old, ok := all[k]; ok && compareAttempts(old, e) >= 0 {
 			continue
 		}
+		e.Time, e.NextTry = utc(e.Time), utc(e.NextTry)
 		all[k] = e
 	}
 	out := make([]Attempt, 0, len(all))
@@ -100,7 +103,21 @@ func MergeLedger(a, b []Attempt, now time.Time) []Attempt {
 	return out
 }
 
+// compareAttempts is total over every field: an ended entry before an open one, then the longer back-off.
 func compareAttempts(a, b Attempt) int {
-	return cmp.Or(cmp.Compare(a.End, b.End), a.NextTry.Compare(b.NextTry), a.Time.Compare(b.Time),
-		cmp.Compare(a.Problem, b.Problem), cmp.Compare(a.Order, b.Order))
+	return cmp.Or(cmp.Compare(a.End, b.End), a.NextTry.Compare(b.NextTry), compareBool(a.RetryAfter, b.RetryAfter),
+		a.Time.Compare(b.Time), cmp.Compare(a.Problem, b.Problem), cmp.Compare(a.Order, b.Order),
+		compareBool(a.Resumed, b.Resumed), a.Slot.Compare(b.Slot), cmp.Compare(a.Directory, b.Directory),
+		slices.Compare(a.Domains, b.Domains), cmp.Compare(a.Profile, b.Profile), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
+}
+
+// compareBool orders false before true.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }

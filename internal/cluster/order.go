@@ -1,8 +1,11 @@
 package cluster
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
+	"io"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -67,6 +70,9 @@ type Record struct {
 	FQDN string `json:"fqdn,omitempty"`
 	// Value is the TXT value.
 	Value string `json:"value"`
+	// Round counts how often the value was published again after its removal: an order that was cancelled and taken up
+	// again has the same token. Removed speaks of the last round.
+	Round int `json:"round,omitempty"`
 	// Removed tells that the value was cleaned up.
 	Removed bool `json:"removed,omitempty"`
 }
@@ -130,26 +136,52 @@ func identifiers(domains []string) string {
 // Lapsed tells that the order is over at now: ended, or past its expiry.
 func (o Order) Lapsed(now time.Time) bool { return o.End != Open || now.After(o.Expires) }
 
-// MergeOrder joins two records of the same ID: an ended one wins, then the later step; records are joined, and one that
-// is removed anywhere is removed. It is commutative, associative and idempotent.
+// KeepOrders is how long an order is remembered past its expiry, so that a node whose clock is behind does not take it
+// for a new one.
+const KeepOrders = 24 * time.Hour
+
+// MaxOrderLife is the longest that an order counts from its creation, whatever it says of its expiry. (Let's Encrypt
+// gives seven days.)
+const MaxOrderLife = 90 * 24 * time.Hour
+
+// Forgotten tells that the order may be dropped at now. Ended orders stay as long as open ones: dropped earlier, one
+// would come to life again by the copy of a peer that never heard of its end.
+func (o Order) Forgotten(now time.Time) bool {
+	expires := o.Expires
+	if latest := o.Created.Add(MaxOrderLife); expires.After(latest) {
+		expires = latest
+	}
+	return now.After(expires.Add(KeepOrders))
+}
+
+// NeedsAccount tells that the account's key is needed for the order still: to go on with it, or to remove what it left
+// in the DNS.
+func (o Order) NeedsAccount() bool {
+	return o.End == Open || slices.ContainsFunc(o.Records, func(r Record) bool { return !r.Removed })
+}
+
+// MergeOrder joins two records of the same ID. Ended wins over open, and Issued over the other ends; the later step
+// wins, with the node, the URL and all the rest of the record that got there; TXT records are joined, and one that is
+// removed anywhere is removed; the later expiry stays. Each of these four is a maximum by a total order over its own
+// fields, and so the whole is commutative, associative and idempotent.
 func MergeOrder(a, b Order) Order {
-	win, lose := a, b
-	if compareOrders(b, a) > 0 {
-		win, lose = b, a
+	win, end := a, a
+	if compareProgress(b, a) > 0 {
+		win = b
 	}
-	win.Records = mergeRecords(win.Records, lose.Records)
-	if win.URL == "" {
-		win.URL = lose.URL
+	if compareEnds(b, a) > 0 {
+		end = b
 	}
-	if lose.Expires.After(win.Expires) {
-		win.Expires = lose.Expires
-	}
+	win.End, win.Problem = end.End, end.Problem
+	win.Records = mergeRecords(a.Records, b.Records)
+	win.Expires = utc(later(a.Expires, b.Expires))
+	win.Created = utc(win.Created)
 	return win
 }
 
-func compareOrders(a, b Order) int {
-	ended := func(o Order) int {
-		switch o.End {
+func compareEnds(a, b Order) int {
+	rank := func(e End) int {
+		switch e {
 		case Issued:
 			return 2
 		case Open:
@@ -157,8 +189,15 @@ func compareOrders(a, b Order) int {
 		}
 		return 1
 	}
-	return cmp.Or(cmp.Compare(ended(a), ended(b)), cmp.Compare(a.Step, b.Step), cmp.Compare(a.Node, b.Node),
-		cmp.Compare(a.URL, b.URL), cmp.Compare(a.Problem, b.Problem), cmp.Compare(a.End, b.End))
+	return cmp.Or(cmp.Compare(rank(a.End), rank(b.End)), cmp.Compare(a.End, b.End), cmp.Compare(a.Problem, b.Problem))
+}
+
+// compareProgress is total over every field that MergeOrder does not join by itself.
+func compareProgress(a, b Order) int {
+	return cmp.Or(cmp.Compare(a.Step, b.Step), cmp.Compare(a.Node, b.Node), cmp.Compare(a.URL, b.URL),
+		a.Created.Compare(b.Created), a.Slot.Compare(b.Slot), slices.Compare(a.Domains, b.Domains),
+		cmp.Compare(a.KeyType, b.KeyType), cmp.Compare(a.Profile, b.Profile), cmp.Compare(a.Directory, b.Directory),
+		cmp.Compare(a.Account, b.Account), bytes.Compare(a.Key, b.Key), cmp.Compare(a.Replaces, b.Replaces))
 }
 
 func mergeRecords(a, b []Record) []Record {
@@ -168,7 +207,12 @@ func mergeRecords(a, b []Record) []Record {
 		k := key{r.Domain, r.Token, r.Value}
 		old, ok := all[k]
 		if ok {
-			r.Removed = r.Removed || old.Removed
+			switch {
+			case old.Round > r.Round:
+				r.Round, r.Removed = old.Round, old.Removed
+			case old.Round == r.Round:
+				r.Removed = r.Removed || old.Removed
+			}
 			r.FQDN = max(r.FQDN, old.FQDN)
 		}
 		all[k] = r
@@ -186,14 +230,25 @@ func mergeRecords(a, b []Record) []Record {
 	return out
 }
 
+// utc is the same instant in UTC without a monotonic reading, so that two nodes' JSON of it is the same.
+func utc(t time.Time) time.Time { return t.Round(0).UTC() }
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // MergeOrders joins two sets by ID, sorted by (Created, ID).
 func MergeOrders(a, b []Order) []Order {
 	all := map[string]Order{}
 	for _, o := range slices.Concat(a, b) {
-		if old, ok := all[o.ID]; ok {
-			o = MergeOrder(old, o)
+		old, ok := all[o.ID]
+		if !ok {
+			old = o
 		}
-		all[o.ID] = o
+		all[o.ID] = MergeOrder(old, o) // of one with itself: the normal form
 	}
 	out := make([]Order, 0, len(all))
 	for _, o := range all {
@@ -201,4 +256,36 @@ func MergeOrders(a, b []Order) []Order {
 	}
 	slices.SortFunc(out, func(a, b Order) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
 	return out
+}
+
+// Check tells whether the key is one and of the order's type, the type of its slot's family, and the step known.
+func (o Order) Check() error {
+	key, err := cert.ParseKey(o.Key)
+	if err != nil {
+		return fmt.Errorf("order %.40q: key: %w", o.ID, err)
+	}
+	if have := cert.KeyTypeOf(key.Public()); have != o.KeyType {
+		return fmt.Errorf("order %.40q: its key is %s, not %.20q", o.ID, have, string(o.KeyType))
+	}
+	if family := o.KeyType.Algorithm(); family == "" || family != o.Slot.Algorithm {
+		return fmt.Errorf("order %.40q: a key of type %.20q for %.300q", o.ID, string(o.KeyType), o.Slot.String())
+	}
+	if !slices.Contains(Steps(), o.Step) {
+		return fmt.Errorf("order %.40q: %s is not known", o.ID, o.Step)
+	}
+	return nil
+}
+
+// String names the order without its key.
+func (o Order) String() string {
+	return fmt.Sprintf("order %s for %s (%s)", o.ID, o.Slot, cmp.Or(string(o.End), o.Step.String()))
+}
+
+// Format prints String for every verb, see Account.Format.
+func (o Order) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, o.String()) }
+
+// LogValue names the order without its key: a log in JSON would otherwise show it as any other bytes.
+func (o Order) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("id", o.ID), slog.String("slot", o.Slot.String()), slog.String("step", o.Step.String()),
+		slog.String("end", string(o.End)), slog.String("node", o.Node), slog.String("url", o.URL))
 }

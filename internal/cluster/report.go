@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"time"
 
 	"certsync/internal/cert"
@@ -31,11 +32,19 @@ const (
 	Failure Outcome = "failed"
 )
 
-var outcomeRank = map[Outcome]int{Unchanged: 0, Done: 1, Unproven: 2, DiskOnly: 3, Waiting: 4, Skipped: 5, PutOff: 6, RolledBack: 7, Failure: 8}
+var outcomeRank = map[Outcome]int{Unchanged: 1, Done: 2, Unproven: 3, DiskOnly: 4, Waiting: 5, Skipped: 6, PutOff: 7, RolledBack: 8, Failure: 9}
 
-// Worse is the worse of two outcomes.
+// Worse is the worse of two outcomes. "" (nothing was to be done) is the best; one that is not known, as a newer peer
+// may send, is the worst: it must not pass for good.
 func Worse(a, b Outcome) Outcome {
-	if outcomeRank[b] > outcomeRank[a] {
+	rank := func(o Outcome) int {
+		r, known := outcomeRank[o]
+		if !known && o != "" {
+			return len(outcomeRank) + 1
+		}
+		return r
+	}
+	if cmp.Or(cmp.Compare(rank(b), rank(a)), cmp.Compare(b, a)) > 0 {
 		return b
 	}
 	return a
@@ -46,6 +55,7 @@ func Worse(a, b Outcome) Outcome {
 type Sighting struct {
 	Fingerprint cert.Fingerprint `json:"fingerprint,omitzero"`
 	SHA1        string           `json:"sha1,omitempty"`
+	NotBefore   time.Time        `json:"not_before,omitzero"`
 	NotAfter    time.Time        `json:"not_after,omitzero"`
 	// Note says what else there is to say: "no file", "not in HAProxy's memory", why the handshake failed.
 	Note string `json:"note,omitempty"`
@@ -53,6 +63,16 @@ type Sighting struct {
 
 // IsZero tells that no certificate was seen.
 func (s Sighting) IsZero() bool { return s.Fingerprint.IsZero() && s.SHA1 == "" }
+
+// Expiring tells that what was seen has less than a tenth of its lifetime left at now, or none. The lifetime is known
+// only where NotBefore was seen; without it only an expired certificate is.
+func (s Sighting) Expiring(now time.Time) bool {
+	if s.NotAfter.IsZero() {
+		return false
+	}
+	left := s.NotAfter.Sub(now)
+	return left <= 0 || !s.NotBefore.IsZero() && left < s.NotAfter.Sub(s.NotBefore)/10
+}
 
 // Proof tells what is known of what a node serves.
 type Proof string

@@ -9,6 +9,8 @@ import (
 
 // Secret holds bytes that may be stored and sent to a peer, but never printed: every way of formatting or logging it
 // says "[redacted]". JSON is how state is stored and sent, so MarshalJSON does give the bytes (base64).
+// Two things to keep to: a struct holds a Secret in an exported field (fmt and slog do not ask an unexported one), and a
+// slog handler that writes JSON is given the nouns of this package or a Secret by itself, not a map or slice of them.
 type Secret []byte
 
 // String implements fmt.Stringer without the bytes.
