@@ -1,0 +1,188 @@
+package haproxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"certsync/internal/cluster"
+)
+
+// DialFunc connects like net.Dialer.DialContext.
+type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Config is one HAProxy of this node.
+type Config struct {
+	// Name names the HAProxy in placements: the path of its configuration.
+	Name string
+	// BundleDir is the folder of the bundle files that have no path of their own.
+	BundleDir string
+	// BundleGroup may read the bundle files (0640); "" means that nobody but the owner may (0600).
+	BundleGroup string
+	// CrtList is a crt-list file that new bundles are added to; "" means that only `crt DIR` can take new ones.
+	CrtList string
+	// RuntimeSocket is the stats socket with `level admin`: a path (also unix@PATH), or host:port (also ipv4@, ipv6@).
+	RuntimeSocket string
+	// Verify are the addresses to handshake with: host:port, [v6]:port, or the path of a unix socket (also unix@PATH).
+	Verify []string
+	// JournalDir holds the lock, the journal and the bundles put aside. It is outside BundleDir, and is made.
+	JournalDir string
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// CommandTimeout is the longest that one command of the runtime API may take; 30 s by default, because a commit
+	// takes 1.5 to 3 ms for each bind that uses the certificate.
+	CommandTimeout time.Duration
+	// Wait is how long another certsync, a foreign transaction, or a busy HAProxy is waited for; 15 s by default.
+	Wait time.Duration
+	// ProbeTimeout is the longest that one handshake may take; 5 s by default.
+	ProbeTimeout time.Duration
+	// UndoTimeout is the time that an undo gets, also where the context of the activation has ended; 30 s by default.
+	UndoTimeout time.Duration
+	// Dial connects to the runtime socket and to the addresses of Verify; nil means a net.Dialer.
+	Dial DialFunc
+}
+
+// Proxy is one HAProxy of this node: reconcile.Proxy. It is safe for concurrent use, also by several processes that
+// share JournalDir: they take turns.
+type Proxy struct {
+	config  Config
+	runtime *runtime
+	journal *journal
+	verify  []endpoint
+}
+
+// endpoint is an address to handshake with.
+type endpoint struct{ network, address string }
+
+func (e endpoint) String() string {
+	if e.network == "unix" {
+		return "unix@" + e.address
+	}
+	return e.address
+}
+
+// New checks the configuration's form; it touches nothing.
+func New(c Config) (*Proxy, error) {
+	var errs []error
+	require := func(what, value string) {
+		if value == "" {
+			errs = append(errs, fmt.Errorf("haproxy %s: %s is missing", c.Name, what))
+		}
+	}
+	require("bundle_dir", c.BundleDir)
+	require("runtime_socket", c.RuntimeSocket)
+	require("the journal's folder", c.JournalDir)
+	if c.BundleDir != "" && c.JournalDir != "" && within(c.JournalDir, c.BundleDir) {
+		errs = append(errs, fmt.Errorf("haproxy %s: the journal's folder %s lies in bundle_dir, where HAProxy would load what is kept there", c.Name, c.JournalDir))
+	}
+	socket, err := parseEndpoint(c.RuntimeSocket)
+	if err != nil && c.RuntimeSocket != "" {
+		errs = append(errs, fmt.Errorf("haproxy %s: runtime_socket: %w", c.Name, err))
+	}
+	var verify []endpoint
+	for _, v := range c.Verify {
+		e, err := parseEndpoint(v)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("haproxy %s: verify: %w", c.Name, err))
+		}
+		verify = append(verify, e)
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	c = withDefaults(c)
+	return &Proxy{
+		config:  c,
+		runtime: &runtime{network: socket.network, address: socket.address, dial: c.Dial, timeout: c.CommandTimeout, wait: c.Wait},
+		journal: newJournal(c.JournalDir, socket.String()),
+		verify:  verify,
+	}, nil
+}
+
+func withDefaults(c Config) Config {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{}).DialContext
+	}
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{{&c.CommandTimeout, 30 * time.Second}, {&c.Wait, 15 * time.Second}, {&c.ProbeTimeout, 5 * time.Second}, {&c.UndoTimeout, 30 * time.Second}} {
+		if *d.field <= 0 {
+			*d.field = d.value
+		}
+	}
+	return c
+}
+
+// within tells whether path is dir or lies below it.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// parseEndpoint reads an address as HAProxy's configuration writes it, as far as one can connect to it.
+func parseEndpoint(s string) (endpoint, error) {
+	if path, ok := strings.CutPrefix(s, "unix@"); ok {
+		s = path
+		if !filepath.IsAbs(s) {
+			return endpoint{}, fmt.Errorf("%q: the path of a unix socket must be absolute", s)
+		}
+	}
+	if filepath.IsAbs(s) {
+		return endpoint{network: "unix", address: s}, nil
+	}
+	network := "tcp"
+	for prefix, n := range map[string]string{"ipv4@": "tcp4", "ipv6@": "tcp6"} {
+		if rest, ok := strings.CutPrefix(s, prefix); ok {
+			s, network = rest, n
+		}
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || host == "" || host == "*" || port == "" {
+		return endpoint{}, fmt.Errorf("%q is neither host:port, [v6]:port nor the path of a unix socket", s)
+	}
+	return endpoint{network: network, address: s}, nil
+}
+
+// Inspect tells where each target stands: disk, memory, handshake. It changes nothing and takes no lock. A HAProxy that
+// cannot be asked is no error of Inspect's: the placements say so.
+func (p *Proxy) Inspect(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
+	s := p.survey(ctx)
+	out := make([]cluster.Placement, 0, len(targets))
+	for _, t := range targets {
+		v := s.look(ctx, t)
+		s.handshake(ctx, &v)
+		out = append(out, v.placement)
+	}
+	return out, ctx.Err()
+}
+
+// Activate brings each target in service: bundle file, memory, handshake; undone where it fails. It changes nothing for
+// a target that is in service already. The error is for what concerns all targets: another certsync holds the lock
+// (cluster.ErrBusy), or the journal cannot be used.
+func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
+	unlock, err := p.journal.lock(ctx, p.config.Wait)
+	if err != nil {
+		return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, err)
+	}
+	defer unlock()
+	p.journal.sweep()
+	a := &activation{survey: p.survey(ctx), swept: map[string]bool{}}
+	if a.err == nil {
+		if err := a.recover(ctx); err != nil {
+			return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, err)
+		}
+	}
+	out := make([]cluster.Placement, 0, len(targets))
+	for _, t := range targets {
+		out = append(out, a.target(ctx, t))
+	}
+	return out, nil
+}
