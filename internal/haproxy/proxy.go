@@ -53,6 +53,8 @@ type Proxy struct {
 	runtime *runtime
 	journal *journal
 	verify  []endpoint
+	// turn holds one token while an activation is under way.
+	turn chan struct{}
 }
 
 // endpoint is an address to handshake with.
@@ -100,6 +102,7 @@ func New(c Config) (*Proxy, error) {
 		runtime: &runtime{network: socket.network, address: socket.address, dial: c.Dial, timeout: c.CommandTimeout, wait: c.Wait},
 		journal: newJournal(c.JournalDir, socket.String()),
 		verify:  verify,
+		turn:    make(chan struct{}, 1),
 	}, nil
 }
 
@@ -168,6 +171,13 @@ func (p *Proxy) Inspect(ctx context.Context, targets []cluster.Target) ([]cluste
 // a target that is in service already. The error is for what concerns all targets: another certsync holds the lock
 // (cluster.ErrBusy), or the journal cannot be used.
 func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
+	// Within the process callers take turns for as long as their contexts allow; the lock is for other processes.
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, context.Cause(ctx))
+	}
 	unlock, err := p.journal.lock(ctx, p.config.Wait)
 	if err != nil {
 		return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, err)

@@ -55,16 +55,16 @@ func (r *runtime) connect(ctx context.Context) (net.Conn, error) {
 	if err == nil {
 		return conn, nil
 	}
-	err = fmt.Errorf("connect to HAProxy's runtime socket: %w", err)
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, cluster.WithHint(fmt.Errorf("%w: %w", cluster.ErrNotRunning, err), "start HAProxy: service haproxy start")
+		return nil, cluster.WithHint(fmt.Errorf("%w: runtime socket: %w", cluster.ErrNotRunning, err),
+			"start HAProxy: service haproxy start; where it runs, name its stats socket in haproxy.runtime_socket")
 	case errors.Is(err, os.ErrPermission):
 		return nil, cluster.WithHint(fmt.Errorf("%w: %w", errLevel, err),
 			"let certsync's user write %s: add the user to the group of `stats socket %s group GROUP mode 660 level admin` in HAProxy's configuration (or to that of the folder), and restart certsync",
 			r.address, r.address)
 	}
-	return nil, err
+	return nil, fmt.Errorf("runtime socket: %w", err)
 }
 
 // grace is how long a reply is waited for after the context was cancelled: a command that was sent is going to be done,
@@ -177,6 +177,9 @@ func (r *runtime) read(ctx context.Context, command string) ([]string, error) {
 		}
 		if err == nil {
 			return reply, nil
+		}
+		if errors.Is(err, cluster.ErrNotRunning) {
+			return nil, err // what was to be asked says nothing more
 		}
 		if try == 3 || !errors.Is(err, errUnclear) || errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 			return nil, fmt.Errorf("HAProxy: %s: %w", strings.TrimSuffix(command, "\n"), err)

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"certsync/internal/cluster"
+	"certsync/internal/reconcile"
+)
+
+func (a *app) issueCommand() *cobra.Command {
+	var dryRun, asJSON bool
+	cmd := &cobra.Command{
+		Use:   "issue [NAME...]",
+		Short: "obtain certificates now and put them in service everywhere",
+		Long: `issue runs the whole flow once on the MASTER: it adopts what the peers have, obtains what is due, and the named
+certificates whether due or not, and puts the newest generation of every certificate in service on every node, the
+BACKUPs first. A killed order is taken up again. Elsewhere than on the MASTER it exits 3 and says who is.
+
+With --dry-run the CA's staging directory is asked instead and nothing is kept: it proves the DNS credentials and the
+CA's willingness.`,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			if dryRun {
+				return a.dryRun(cmd.Context(), names)
+			}
+			return a.issue(cmd.Context(), names, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "ask the CA's staging directory; keep nothing")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON lines")
+	return cmd
+}
+
+func (a *app) issue(ctx context.Context, names []string, asJSON bool) error {
+	out := newProgress(a, asJSON)
+	w, err := a.wire(out.tell)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	release, err := w.store.LockActor(ctx, "issue")
+	if err != nil {
+		return err
+	}
+	defer release()
+	r, err := w.reconciler(false)
+	if err != nil {
+		return err
+	}
+	report, err := r.Pass(ctx, reconcile.Wanted{Names: names, MasterOnly: true})
+	out.end()
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		if err := out.json("report", report); err != nil {
+			return err
+		}
+	} else {
+		a.printReport(report)
+	}
+	if code := reportCode(report); code != exitDone {
+		return &exitError{code: code}
+	}
+	return nil
+}
+
+// reportCode is the exit code of a pass: the worst of its certificates'.
+func reportCode(r cluster.Report) int {
+	code := exitDone
+	for _, row := range r.Certificates {
+		switch c := rowCode(row, r); {
+		case c == exitFailed, code == exitDone:
+			code = max(code, c)
+			if c == exitFailed {
+				return exitFailed
+			}
+		case c == exitPartly && code == exitPutOff:
+			code = exitPartly
+		}
+	}
+	return code
+}
+
+func rowCode(row cluster.CertificateReport, r cluster.Report) int {
+	if row.Due != "" && !row.Ordered {
+		switch row.Outcome {
+		case cluster.PutOff:
+			return exitPutOff
+		case cluster.Unchanged:
+		default:
+			return exitFailed
+		}
+	}
+	inService, onDisk, lacking := tally(row, r)
+	switch {
+	case !lacking:
+		return exitDone
+	case inService || onDisk:
+		return exitPartly
+	}
+	return exitFailed
+}
+
+// tally tells whether any node has a slot's newest generation in service, any has it on disk only, and any lacks it.
+func tally(row cluster.CertificateReport, r cluster.Report) (inService, onDisk, lacking bool) {
+	for _, node := range r.Nodes {
+		if !node.Reachable {
+			lacking = true
+		}
+		for _, pl := range node.Placements {
+			if pl.Slot != row.Slot {
+				continue
+			}
+			switch pl.Outcome {
+			case cluster.Unchanged, cluster.Done, cluster.Unproven:
+				inService = true
+			case cluster.DiskOnly:
+				onDisk, lacking = true, true
+			default:
+				lacking = true
+			}
+		}
+	}
+	return inService, onDisk, lacking
+}
+
+// printReport prints the matrix and what is to be said, results to standard output and the rest to standard error.
+func (a *app) printReport(r cluster.Report) {
+	printMatrix(a.stdout, r.Nodes, r.End)
+	for _, w := range r.Warnings {
+		fmt.Fprintf(a.stderr, "certsync: warning: %s\n", w)
+	}
+	told := a.printNodes(r.Nodes)
+	for _, row := range r.Certificates {
+		if row.Error != "" && !told[row.Error] {
+			a.printError(cluster.WithHint(fmt.Errorf("%s: %s: %s", row.Slot, strings.ReplaceAll(string(row.Outcome), "_", " "), row.Error), "%s", row.Hint))
+		}
+		if !row.NextTry.IsZero() {
+			fmt.Fprintf(a.stderr, "certsync: %s: the next try is allowed at %s\n", row.Slot, row.NextTry.UTC().Format(time.RFC3339))
+		}
+	}
+	fmt.Fprintln(a.stdout, summary(r))
+}
+
+// summary is one sentence for the person who has to trust it.
+func summary(r cluster.Report) string {
+	var obtained, adopted, failed []string
+	whole := 0
+	for _, row := range r.Certificates {
+		_, _, lacking := tally(row, r)
+		if row.Ordered {
+			obtained = append(obtained, row.Slot.String())
+		} else if row.Due != "" {
+			failed = append(failed, row.Slot.String())
+		} else if row.Outcome == cluster.Done {
+			adopted = append(adopted, row.Slot.String())
+		}
+		if !lacking && !row.Newest.IsZero() {
+			whole++
+		}
+	}
+	s := fmt.Sprintf("%d of %d in service on every node", whole, len(r.Certificates))
+	if len(obtained) > 0 {
+		s += "; obtained " + strings.Join(obtained, ", ")
+	}
+	if len(adopted) > 0 {
+		s += "; brought in line " + strings.Join(adopted, ", ")
+	}
+	if len(failed) > 0 {
+		s += "; not renewed, though due: " + strings.Join(failed, ", ")
+	}
+	if len(obtained)+len(adopted)+len(failed) == 0 && whole == len(r.Certificates) {
+		s += "; nothing to do"
+	}
+	return s
+}
+
+func (a *app) dryRun(ctx context.Context, names []string) error {
+	out := newProgress(a, false)
+	w, err := a.wire(out.tell)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	r, err := w.reconciler(true)
+	if err != nil {
+		return err
+	}
+	results, err := r.DryRun(ctx, r.Issuer, names)
+	out.end()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, res := range results {
+		if res.Err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", res.Slot, res.Err))
+			continue
+		}
+		fmt.Fprintf(a.stdout, "%s: %s gave a certificate of %q in %s; nothing was kept\n", res.Slot, r.Issuer.Directory(), res.Issuer,
+			res.Took.Round(time.Millisecond))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"certsync/internal/cluster"
+	"certsync/internal/config"
+)
+
+// The exit codes of every command; README.md and certsync(8) tell them to users.
+const (
+	exitDone      = 0 // done, or nothing to do
+	exitFailed    = 1
+	exitUsage     = 2 // arguments or configuration
+	exitNotMaster = 3
+	exitPartly    = 4 // done on some nodes only, or on disk only
+	exitPutOff    = 5 // a rate limit or a back-off
+)
+
+// app is one call of the program.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	configPath     string
+	// started tells that the arguments were right: an error before it is one of usage.
+	started bool
+}
+
+// run is the whole program but for the exit.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	return a.exit(root.ExecuteContext(ctx))
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "certsync",
+		Short: "wildcard certificates on a pair of HAProxy hosts behind CARP",
+		Long: `certsync obtains wildcard certificates by DNS-01 on the CARP MASTER, copies them to every node, puts them in
+service with each node's running HAProxy, and proves by a TLS handshake that they are served.
+
+Exit codes: 0 done or nothing to do; 1 failed; 2 usage or configuration; 3 not MASTER; 4 done on some nodes only, or on
+disk only; 5 put off by a rate limit or a back-off.`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRun:  func(*cobra.Command, []string) { a.started = true },
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:              cobra.NoArgs,
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.PersistentFlags().StringVarP(&a.configPath, "config", "c", config.DefaultPath, "the configuration file")
+	root.AddCommand(a.issueCommand(), a.statusCommand(), a.checkCommand(), a.versionCommand(), a.servePeerCommand())
+	return root
+}
+
+// exitError gives an exit code of its own to an error; a nil err is an end without a message.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// exit prints err as the design wants errors, and gives its code.
+func (a *app) exit(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	if coded, ok := errors.AsType[*exitError](err); ok {
+		if coded.err != nil {
+			a.printError(coded.err)
+		}
+		return coded.code
+	}
+	a.printError(err)
+	var putOff *cluster.PutOffError
+	switch {
+	case !a.started, errors.Is(err, cluster.ErrUsage):
+		if !a.started {
+			fmt.Fprintln(a.stderr, "certsync: hint: see certsync --help")
+		}
+		return exitUsage
+	case errors.Is(err, cluster.ErrNotMaster):
+		return exitNotMaster
+	case errors.As(err, &putOff):
+		return exitPutOff
+	}
+	return exitFailed
+}
+
+// printError prints an error a line; one that joins several prints each, with its own hint.
+func (a *app) printError(err error) {
+	if many, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the outermost is a list of lines
+		if all := many.Unwrap(); strings.Count(err.Error(), "\n") >= len(all)-1 && len(all) > 1 {
+			for _, e := range all {
+				a.printError(e)
+			}
+			return
+		}
+	}
+	for _, line := range strings.Split(err.Error(), "\n") {
+		fmt.Fprintf(a.stderr, "certsync: error: %s\n", line)
+	}
+	if hint := cluster.HintOf(err); hint != "" {
+		fmt.Fprintf(a.stderr, "certsync: hint: %s\n", hint)
+	}
+}

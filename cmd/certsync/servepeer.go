@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"certsync/internal/cluster"
+	"certsync/internal/distribute"
+)
+
+func (a *app) servePeerCommand() *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use:   "serve-peer --node NAME",
+		Short: "answer one peer on standard input and output (sshd runs it)",
+		Long: `serve-peer is the forced command of a peer's SSH key: it serves the peer API on standard input and output, joined
+to the daemon's socket where one runs. In the authorized_keys of the service user:
+
+  restrict,command="/usr/local/sbin/certsync serve-peer --node proxy1" ssh-ed25519 AAAA... proxy1
+
+NAME is the peer that the key belongs to.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.servePeer(cmd.Context(), node) },
+	}
+	cmd.Flags().StringVar(&node, "node", "", "the peer that the key belongs to")
+	return cmd
+}
+
+func (a *app) servePeer(ctx context.Context, node string) error {
+	if node == "" {
+		return cluster.WithHint(fmt.Errorf("serve-peer: --node is missing: %w", cluster.ErrUsage),
+			"in authorized_keys, name the host that the key belongs to: certsync serve-peer --node proxy1")
+	}
+	w, err := a.wire(nil)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if !slices.ContainsFunc(w.peers, func(p *distribute.Peer) bool { return p.Name() == node }) {
+		return cluster.WithHint(fmt.Errorf("--node %s: not a peer of %s in %s: %w", node, w.node.Settings.Node, a.configPath, cluster.ErrUsage),
+			"in authorized_keys, --node names the host that the key belongs to")
+	}
+	session := &stdio{a.stdin, a.stdout}
+	socket := filepath.Join(w.config.RunDir, "peer.sock")
+	if daemonListens(socket) {
+		return distribute.Join(ctx, session, socket, node)
+	}
+	return distribute.ServeConn(ctx, session, distribute.AsNode(node, w.handler()))
+}
+
+// daemonListens tells whether a daemon answers on its socket; a socket file that a dead one left does not count.
+func daemonListens(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// stdio is the SSH session as one stream.
+type stdio struct {
+	io.Reader
+	w io.Writer
+}
+
+func (s *stdio) Write(b []byte) (int, error) { return s.w.Write(b) }
+
+// Close closes both ends where they can be closed, which ends a blocked read.
+func (s *stdio) Close() error {
+	for _, end := range []any{s.Reader, s.w} {
+		if c, ok := end.(io.Closer); ok {
+			_ = c.Close()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"certsync/internal/acme"
+	"certsync/internal/acme/providers"
+	"certsync/internal/carp"
+	"certsync/internal/cert"
+	"certsync/internal/cluster"
+	"certsync/internal/config"
+	"certsync/internal/distribute"
+	"certsync/internal/haproxy"
+	"certsync/internal/reconcile"
+	"certsync/internal/store"
+)
+
+// The adapters satisfy the interfaces of the flow; the node's own part is what the peer API serves.
+var (
+	_ reconcile.Store  = (*store.Store)(nil)
+	_ reconcile.Issuer = (*acme.Client)(nil)
+	_ reconcile.Proxy  = (*haproxy.Proxy)(nil)
+	_ reconcile.Peer   = (*distribute.Peer)(nil)
+	_ reconcile.Roles  = (*carp.Static)(nil)
+	_ distribute.Local = (*reconcile.Node)(nil)
+)
+
+// wiring is the program put together from the configuration. This file alone builds adapters.
+type wiring struct {
+	config   *config.Config
+	store    *store.Store
+	node     *reconcile.Node
+	peers    []*distribute.Peer
+	progress func(cluster.Progress)
+	closers  []func()
+}
+
+// wire loads the configuration, drops root's rights, and builds what every command needs.
+func (a *app) wire(progress func(cluster.Progress)) (*wiring, error) {
+	cfg, self, err := a.load()
+	if err != nil {
+		return nil, err
+	}
+	if err := dropPrivileges(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	w := &wiring{config: cfg, progress: progress}
+	if w.store, err = store.Open(cfg.StateDir, store.Options{}); err != nil {
+		return nil, fmt.Errorf("state in %s: %w", cfg.StateDir, err)
+	}
+	settings, err := settingsOf(cfg, self)
+	if err != nil {
+		return nil, err
+	}
+	w.node = &reconcile.Node{Settings: settings, Roles: carp.NewStatic(self.Name, roleReader(a.configPath)), Store: w.store, Now: time.Now}
+	if err := w.wireProxies(); err != nil {
+		return nil, err
+	}
+	w.wirePeers(self)
+	return w, nil
+}
+
+func (w *wiring) close() {
+	for _, c := range w.closers {
+		c()
+	}
+}
+
+func settingsOf(cfg *config.Config, self config.Node) (reconcile.Settings, error) {
+	s := reconcile.Settings{Node: self.Name, Version: versionText(), Digest: cfg.Digest(), Email: cfg.ACME.Email, Concurrency: cfg.Renew.Concurrency}
+	for _, c := range cfg.Certificates {
+		s.Certificates = append(s.Certificates, reconcile.Certificate{Name: c.Name, Domains: cert.NormalDomains(c.Domains),
+			KeyTypes: c.KeyTypes, Profile: cfg.ACME.Profile, Path: c.Bundle})
+	}
+	var err error
+	s.Roots, err = roots(cfg.ACME.CAFile)
+	return s, err
+}
+
+// roots are the system's and those of acme.ca_file; nil, which means the system's, where there is no such file.
+func roots(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("acme.ca_file: %w: %w", err, cluster.ErrUsage)
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, cluster.WithHint(fmt.Errorf("acme.ca_file: %s: no certificate in it: %w", file, cluster.ErrUsage),
+			"it holds the root of a private CA, in PEM")
+	}
+	return pool, nil
+}
+
+// roleReader reads carp.role from the configuration file, again whenever the file changed (docs/decisions/0007).
+func roleReader(path string) func() (string, error) {
+	var mu sync.Mutex
+	var last os.FileInfo
+	var role string
+	return func() (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		if last != nil && os.SameFile(last, info) && info.ModTime().Equal(last.ModTime()) && info.Size() == last.Size() {
+			return role, nil
+		}
+		cfg, err := config.Load(path)
+		if err != nil {
+			return "", err
+		}
+		last, role = info, cfg.CARP.Role
+		return role, nil
+	}
+}
+
+func (w *wiring) wireProxies() error {
+	for _, h := range w.config.HAProxy {
+		p, err := haproxy.New(haproxy.Config{Name: h.Config, BundleDir: h.BundleDir, BundleGroup: h.BundleGroup, CrtList: h.CrtList,
+			RuntimeSocket: h.RuntimeSocket, Verify: h.Verify, JournalDir: filepath.Join(w.config.StateDir, "haproxy", journalName(h.Config))})
+		if err != nil {
+			return fmt.Errorf("haproxy %s: %w", h.Config, err)
+		}
+		w.node.Proxies = append(w.node.Proxies, p)
+	}
+	return nil
+}
+
+// journalName is the path of a HAProxy's configuration as a folder's name: readable, and told apart by a hash, since
+// /etc/a_b and /etc/a/b read the same.
+func journalName(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return fmt.Sprintf("%s-%x", strings.ReplaceAll(strings.Trim(path, "/"), "/", "_"), sum[:4])
+}
+
+func (w *wiring) wirePeers(self config.Node) {
+	for _, n := range w.config.Peers(self.Name) {
+		p := distribute.NewPeer(distribute.PeerConfig{Name: n.Name, Node: self.Name, Address: n.Address, Port: n.Port, User: w.config.SSH.User,
+			KeyFile: w.config.SSH.KeyFile, KnownHosts: w.config.SSH.KnownHosts})
+		w.peers = append(w.peers, p)
+		w.closers = append(w.closers, func() { _ = p.Close() })
+	}
+}
+
+// handler is the peer API over this node.
+func (w *wiring) handler() http.Handler {
+	var names []string
+	for _, p := range w.peers {
+		names = append(names, p.Name())
+	}
+	return distribute.NewHandler(w.node, distribute.HandlerOptions{Peers: names})
+}
+
+// reconciler is the flow with the configured CA, or with its staging directory.
+func (w *wiring) reconciler(staging bool) (*reconcile.Reconciler, error) {
+	directory := config.DirectoryURL(w.config.ACME.Directory)
+	if staging {
+		if w.config.ACME.Staging == "" {
+			return nil, cluster.WithHint(fmt.Errorf("acme.staging: no staging directory is known of %s: %w", directory, cluster.ErrUsage),
+				"set acme.staging to the URL of the CA's staging directory")
+		}
+		directory = config.DirectoryURL(w.config.ACME.Staging)
+	}
+	issuer, err := w.issuer(directory)
+	if err != nil {
+		return nil, err
+	}
+	r := &reconcile.Reconciler{Node: w.node, Issuer: issuer, Progress: w.progress}
+	for _, p := range w.peers {
+		r.Peers = append(r.Peers, p)
+	}
+	return r, nil
+}
+
+func (w *wiring) issuer(directory string) (*acme.Client, error) {
+	if err := w.config.CheckSecrets(); err != nil {
+		return nil, err
+	}
+	cfg := acme.Config{Directory: directory, CAFile: w.config.ACME.CAFile, UserAgent: "certsync/" + versionText(),
+		Provider: providers.New, DNS: w.dns, Concurrency: w.config.Renew.Concurrency, Progress: w.progress}
+	if eab := w.config.ACME.EAB; eab.KeyID != "" {
+		key, err := config.ReadSecret(eab.HMACKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("acme.eab.hmac_key_file: %w", err)
+		}
+		cfg.EAB = acme.EAB{KeyID: eab.KeyID, HMAC: key}
+	}
+	client, err := acme.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	w.closers = append(w.closers, client.Close)
+	return client, nil
+}
+
+// dns reads a certificate's provider and its credentials, anew for each order: an edited file counts at once.
+func (w *wiring) dns(certificate string) (acme.DNSConfig, error) {
+	for _, c := range w.config.Certificates {
+		if c.Name != certificate {
+			continue
+		}
+		var env map[string]string
+		if c.DNS.EnvFile != "" {
+			var err error
+			if env, err = config.ReadEnvFile(c.DNS.EnvFile); err != nil {
+				return acme.DNSConfig{}, err
+			}
+		}
+		p := c.DNS.Propagation
+		return acme.DNSConfig{Provider: c.DNS.Provider, Env: env, Resolvers: c.DNS.Resolvers, Check: p.Check, Timeout: p.Timeout,
+			Interval: p.Interval, Sequence: p.Sequence}, nil
+	}
+	return acme.DNSConfig{}, fmt.Errorf("certificate %q: not in the configuration", certificate)
+}

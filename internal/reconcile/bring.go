@@ -1,0 +1,311 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"certsync/internal/cert"
+	"certsync/internal/cluster"
+	"certsync/internal/failpoint"
+)
+
+// releaseTimeout bounds what a peer may take to activate what it was told to.
+const releaseTimeout = 2 * time.Minute
+
+// bring puts generations, each the newest of its slot, in service everywhere: on every reachable node's disk first,
+// then, the BACKUPs before the MASTER, in HAProxy's memory and in a handshake. A node that is not MASTER brings only
+// itself in line, and only to what a MASTER released.
+func (p *pass) bring(ctx context.Context, newest ...cert.Generation) {
+	records, err := p.Store.Records(ctx)
+	if err != nil {
+		p.failAll(newest, fmt.Errorf("records held: %w", err))
+		return
+	}
+	wanted := p.neverBack(newest, records)
+	if len(wanted) == 0 {
+		return
+	}
+	if p.seen.Role != cluster.Master {
+		p.activateSelf(ctx, slices.DeleteFunc(wanted, func(g cert.Generation) bool { return !same(g, releasedOf(records, g.Slot)) }))
+		return
+	}
+	if err := p.fence(ctx); err != nil {
+		p.failAll(wanted, fmt.Errorf("before distribution: %w", err))
+		return
+	}
+	p.distribute(ctx, wanted)
+}
+
+// distribute is stage and activate on the MASTER. A demotion ends what waits for the peers; this node's own HAProxy is
+// never stopped half way.
+func (p *pass) distribute(ctx context.Context, wanted []cert.Generation) {
+	master, cancel := p.whileMaster(ctx)
+	defer cancel()
+	p.stage(master, wanted)
+	failpoint.Hit("reconcile.staged")
+	releases := p.releases(wanted)
+	if err := p.Store.Merge(master, cluster.Records{Releases: releases}); err != nil {
+		p.failAll(wanted, fmt.Errorf("record the release: %w", demoted(master, err)))
+		return
+	}
+	failpoint.Hit("reconcile.released")
+	p.activatePeers(master, releases)
+	failpoint.Hit("reconcile.canary")
+	if err := p.fence(ctx); err != nil {
+		p.failAll(wanted, fmt.Errorf("before activation: %w", err))
+		return
+	}
+	p.activateSelf(ctx, p.cleared(ctx, wanted))
+	failpoint.Hit("reconcile.activated")
+}
+
+// neverBack leaves out what is older than what was released of the slot: the store lost that one, and HAProxy may well
+// serve it.
+func (p *pass) neverBack(newest []cert.Generation, records cluster.Records) []cert.Generation {
+	var out []cert.Generation
+	for _, g := range newest {
+		released := releasedOf(records, g.Slot)
+		switch {
+		case g.IsZero():
+		case released.Newer(g):
+			p.fail(g.Slot, cluster.Failure, fmt.Errorf("generation %s, which was released, is lost on %s: what is in service stays, and is not replaced by the earlier %s",
+				released.Fingerprint.Short(), p.Settings.Node, g.Fingerprint.Short()))
+		default:
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+func (p *pass) failAll(wanted []cert.Generation, err error) {
+	for _, g := range wanted {
+		if !g.IsZero() {
+			p.fail(g.Slot, cluster.Failure, err)
+		}
+	}
+}
+
+// stage makes the generations durable on every reachable peer that lacks them, the peers side by side. One that could
+// not be reached at the pass's begin is tried again: an order takes its time.
+func (p *pass) stage(ctx context.Context, wanted []cert.Generation) {
+	p.eachPeer(func(v *peerView) {
+		if v.askAgain(ctx) {
+			p.welcome(ctx, v)
+			p.level(ctx, v)
+		}
+		if v.reachable() {
+			p.stageOn(ctx, v, slices.DeleteFunc(slices.Clone(wanted), v.holds))
+		}
+	})
+}
+
+func (p *pass) stageOn(ctx context.Context, v *peerView, generations []cert.Generation) {
+	var kept []cluster.Kept
+	for _, g := range generations {
+		bundle, err := p.Store.Bundle(ctx, g)
+		if err != nil {
+			p.warn("generation %s of %s: %v", g.Fingerprint.Short(), g.Slot, err)
+			continue
+		}
+		kept = append(kept, cluster.Kept{Generation: g, Bundle: bundle})
+	}
+	if len(kept) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	start := time.Now()
+	results, err := v.Stage(ctx, kept)
+	if err != nil {
+		v.lose(start, err)
+	}
+	for _, k := range kept {
+		if err := cmp.Or(err, resultOf(results, k.Generation)); err != nil {
+			p.refuse(v.Name(), k.Generation, demoted(ctx, err))
+			continue
+		}
+		v.given(k.Generation)
+		p.tell("stage", k.Generation.Slot, v.Name(), "generation %d (%s) is on %s's disk", k.Generation.Sequence, k.Generation.Fingerprint.Short(), v.Name())
+	}
+}
+
+// resultOf is what a peer said of one generation. Only a result without an error is proof that it is durable there.
+func resultOf(results []cluster.StageResult, g cert.Generation) error {
+	for _, r := range results {
+		switch {
+		case !same(r.Generation, g):
+		case r.Error == "":
+			return nil
+		case r.Hint == "":
+			return errors.New(r.Error)
+		default:
+			return cluster.WithHint(errors.New(r.Error), "%s", r.Hint)
+		}
+	}
+	return errors.New("its answer says nothing of it")
+}
+
+// refuse notes that a peer did not take a generation: it is skipped for that, and delays no other.
+func (p *pass) refuse(node string, g cert.Generation, err error) {
+	p.tell("stage", g.Slot, node, "%s did not take it: %v", node, err)
+	p.place(node, failedPlacement(g.Slot, cluster.Failure, fmt.Errorf("stage: %w", err)))
+}
+
+func (p *pass) releases(wanted []cert.Generation) []cluster.Release {
+	now := p.Now().UTC()
+	var out []cluster.Release
+	for _, g := range wanted {
+		out = append(out, cluster.Release{Generation: g, Node: p.Settings.Node, Time: now})
+	}
+	return out
+}
+
+// activatePeers lets the peers activate what they hold, one after the other: what the first turns out to serve wrongly
+// goes no further.
+func (p *pass) activatePeers(ctx context.Context, releases []cluster.Release) {
+	for _, v := range p.peers {
+		mine := slices.DeleteFunc(slices.Clone(releases), func(r cluster.Release) bool {
+			node, _ := p.canary(r.Generation)
+			return node != "" || !v.holds(r.Generation)
+		})
+		if v.reachable() && len(mine) > 0 {
+			p.activateOn(ctx, v, mine)
+		}
+	}
+}
+
+func (p *pass) activateOn(ctx context.Context, v *peerView, releases []cluster.Release) {
+	limited, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	start := time.Now()
+	placements, err := v.Release(limited, releases)
+	if err != nil {
+		v.lose(start, err)
+		for _, r := range releases {
+			p.place(v.Name(), failedPlacement(r.Generation.Slot, cluster.Skipped, fmt.Errorf("activate: %w", demoted(ctx, err))))
+		}
+		return
+	}
+	placements = slices.DeleteFunc(placements, func(pl cluster.Placement) bool {
+		return !slices.ContainsFunc(releases, func(r cluster.Release) bool { return r.Generation.Slot == pl.Slot })
+	})
+	for _, r := range releases {
+		if !slices.ContainsFunc(placements, func(pl cluster.Placement) bool { return pl.Slot == r.Generation.Slot }) {
+			placements = append(placements, failedPlacement(r.Generation.Slot, cluster.Skipped, errors.New("activate: its answer says nothing of it")))
+		}
+	}
+	p.place(v.Name(), placements...)
+	p.tellPlacements(v.Name(), placements)
+}
+
+// cleared are the generations that this node may activate: all but those that the canary holds back.
+func (p *pass) cleared(ctx context.Context, wanted []cert.Generation) []cert.Generation {
+	var out []cert.Generation
+	for _, g := range wanted {
+		node, reason := p.canary(g)
+		if node == "" || !p.waits(ctx, g, node) {
+			out = append(out, g)
+			continue
+		}
+		err := cluster.WithHint(fmt.Errorf("%s does not serve generation %s: %s; %s goes on serving what it has", node, g.Fingerprint.Short(), reason,
+			p.Settings.Node), "see to HAProxy on %s, then run it again", node)
+		p.fail(g.Slot, cluster.Waiting, err)
+		p.tell("activate", g.Slot, p.Settings.Node, "held back: %s does not serve it", node)
+	}
+	return out
+}
+
+// canary is the first peer that serves the wrong thing for a slot, and what it said; "" where none does.
+func (p *pass) canary(g cert.Generation) (node, reason string) {
+	for _, v := range p.peers {
+		for _, pl := range p.sortedPlacements(v.Name()) {
+			if pl.Slot == g.Slot && condemns(pl, g) {
+				return v.Name(), cmp.Or(pl.Error, "a handshake shows another certificate")
+			}
+		}
+	}
+	return "", ""
+}
+
+// condemns tells whether a BACKUP's placement speaks against a generation: HAProxy refused it, or has it and shows
+// another. A node that is unproven, runs no HAProxy, or has no room for the bundle speaks of itself only.
+func condemns(pl cluster.Placement, g cert.Generation) bool {
+	if pl.Outcome == cluster.RolledBack {
+		return true
+	}
+	arrived := pl.Disk.Fingerprint == g.Fingerprint || pl.Memory.Fingerprint == g.Fingerprint
+	return pl.Proof == cluster.Disproven && pl.Outcome != cluster.DiskOnly && arrived
+}
+
+// waits tells whether this node goes on serving what it has instead of g, which node turned out not to serve. It does
+// not where it serves nothing valid, or has under a tenth of the lifetime left: waiting would cost more than a bad
+// activation. Where it serves g already there is nothing to wait with.
+func (p *pass) waits(ctx context.Context, g cert.Generation, node string) bool {
+	placements, err := p.inspect(ctx, []cert.Slot{g.Slot})
+	if err != nil {
+		p.warn("%v", err)
+		return true
+	}
+	has := 0
+	for i := range placements {
+		pl := &placements[i]
+		now := p.dated(ctx, standing(*pl))
+		if now.IsZero() && pl.Error == "" || now.Expiring(p.Now()) {
+			return false
+		}
+		if now.Fingerprint == g.Fingerprint {
+			has++
+		}
+		pl.Outcome, pl.Error = cluster.Waiting, cmp.Or(pl.Error, "held back: "+node+" does not serve it")
+	}
+	if has == len(placements) {
+		return false
+	}
+	p.place(p.Settings.Node, placements...)
+	return true
+}
+
+// standing is what a HAProxy goes on serving where it is left alone: what a handshake showed; else what it has in
+// memory; else, where none runs, what it would start with.
+func standing(pl cluster.Placement) cluster.Sighting {
+	switch {
+	case pl.Proof != cluster.NoProof:
+		return pl.Served
+	case pl.Running:
+		return pl.Memory
+	}
+	return pl.Disk
+}
+
+// dated is a sighting with the notBefore of the generation that it shows, where that is held.
+func (p *pass) dated(ctx context.Context, s cluster.Sighting) cluster.Sighting {
+	held, err := p.Store.Generations(ctx)
+	i := slices.IndexFunc(held, func(g cert.Generation) bool { return g.Fingerprint == s.Fingerprint })
+	if err == nil && i >= 0 && s.NotBefore.IsZero() {
+		s.NotBefore, s.NotAfter = held[i].NotBefore, held[i].NotAfter
+	}
+	return s
+}
+
+func (p *pass) activateSelf(ctx context.Context, wanted []cert.Generation) {
+	placements := p.Node.activate(ctx, wanted)
+	p.place(p.Settings.Node, placements...)
+	p.tellPlacements(p.Settings.Node, placements)
+}
+
+func (p *pass) tellPlacements(node string, placements []cluster.Placement) {
+	for _, pl := range placements {
+		switch pl.Outcome {
+		case cluster.Done:
+			p.tell("activate", pl.Slot, node, "%s serves %s, seen in a handshake", node, pl.Served.Fingerprint.Short())
+		case cluster.Unchanged:
+		default:
+			p.tell("activate", pl.Slot, node, "%s: %s", node, cmp.Or(pl.Error, strings.ReplaceAll(string(pl.Outcome), "_", " ")))
+		}
+	}
+}

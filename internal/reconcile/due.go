@@ -1,0 +1,238 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"certsync/internal/cert"
+	"certsync/internal/cluster"
+)
+
+// Facts is all that Due looks at for one slot.
+type Facts struct {
+	Now time.Time
+	// Forced tells that a person asked for a new generation.
+	Forced bool
+	// Domains and KeyType are the configuration's.
+	Domains []string
+	KeyType cert.KeyType
+	// Profile and Directory are what the CA is asked under.
+	Profile, Directory string
+	// Newest is the newest generation known, zero where there is none; Bundle its bundle, nil where it cannot be read.
+	Newest cert.Generation
+	Bundle *cert.Bundle
+	// Released is the generation that was released last; it is later than Newest only where the store lost it.
+	Released cert.Generation
+	// Issued is the ledger's last entry that led to a certificate; zero where none is remembered.
+	Issued cluster.Attempt
+	// Order is the open order of the slot, nil where there is none.
+	Order *cluster.Order
+	// PutOff is the ledger's entry that forbids an attempt for now; zero where none does.
+	PutOff cluster.Attempt
+	// OtherConfig names the reachable peers that run another configuration.
+	OtherConfig []string
+}
+
+// Verdict is what Due found.
+type Verdict struct {
+	// Reason says why a new generation is due; "" where none is.
+	Reason string
+	// Until is when an attempt is allowed, where one is due and the ledger forbids it now.
+	Until time.Time
+	// Held says what would be due, were it not for peers that run another configuration.
+	Held string
+}
+
+// Due tells whether a slot needs a new generation at f.Now. It is pure.
+func Due(f Facts) Verdict {
+	var v Verdict
+	v.Reason = dueByItself(f)
+	if v.Reason == "" {
+		differs := differs(f)
+		if differs != "" && len(f.OtherConfig) > 0 {
+			v.Held = fmt.Sprintf("%s, but %s runs another configuration", differs, strings.Join(f.OtherConfig, ", "))
+		} else {
+			v.Reason = differs
+		}
+	}
+	if v.Reason != "" && f.Now.Before(f.PutOff.Allowed()) {
+		v.Until = f.PutOff.Allowed()
+	}
+	return v
+}
+
+func dueByItself(f Facts) string {
+	switch {
+	case f.Order != nil:
+		return "an order is under way, at step " + f.Order.Step.String()
+	case f.Forced:
+		return "asked for"
+	case f.Newest.IsZero():
+		return "none was issued yet"
+	case f.Released.Newer(f.Newest):
+		return fmt.Sprintf("generation %s, which was released, is lost", f.Released.Fingerprint.Short())
+	case !f.Now.Before(RenewAt(f.Newest)):
+		return fmt.Sprintf("%s of %s left", shortDuration(f.Newest.Left(f.Now)), shortDuration(f.Newest.Lifetime()))
+	}
+	return ""
+}
+
+// differs says in what the newest bundle is not what the configuration wants. A bundle does not say under which profile
+// and at which directory it was ordered: the ledger does, for as long as it remembers.
+func differs(f Facts) string {
+	switch i := f.Issued; {
+	case f.Bundle == nil:
+		return ""
+	case i.ID != "" && i.Directory != f.Directory:
+		return fmt.Sprintf("it was issued by %s, the configuration's directory is %s", i.Directory, f.Directory)
+	case i.ID != "" && i.Profile != f.Profile:
+		return fmt.Sprintf("its profile is %q, the configuration's %q", i.Profile, f.Profile)
+	}
+	if have, want := f.Bundle.Domains(), cert.NormalDomains(f.Domains); !slices.Equal(have, want) {
+		return fmt.Sprintf("its names are [%s], the configuration's [%s]", strings.Join(have, " "), strings.Join(want, " "))
+	}
+	if have := f.Bundle.KeyType(); have != f.KeyType {
+		return fmt.Sprintf("its key type is %s, the configuration's %s", have, f.KeyType)
+	}
+	return ""
+}
+
+// RenewAt is when a generation is due where the CA gives no renewal information: when a third of its lifetime is left,
+// or half, where the lifetime is under 10 days (Let's Encrypt's advice for both).
+func RenewAt(g cert.Generation) time.Time {
+	life := g.Lifetime()
+	if life < 10*24*time.Hour {
+		return g.NotAfter.Add(-life / 2)
+	}
+	return g.NotAfter.Add(-life / 3)
+}
+
+// shortDuration is for a reader: days where it is days.
+func shortDuration(d time.Duration) string {
+	if d >= 48*time.Hour || d <= -48*time.Hour {
+		return fmt.Sprintf("%d days", d/(24*time.Hour))
+	}
+	return d.Round(time.Second).String()
+}
+
+// candidate is a slot that is due.
+type candidate struct {
+	slot        cert.Slot
+	certificate Certificate
+	keyType     cert.KeyType
+	order       *cluster.Order
+	newest      cert.Generation
+}
+
+func (c candidate) identifiers() string {
+	return cluster.Order{Domains: c.certificate.Domains}.Identifiers()
+}
+
+// due judges every configured slot, from the records as they stand after adopt, and gives the newest generations of
+// those that need no new one. On a node that is not MASTER nothing is ever due. An open order comes before a new one of
+// the same identifiers.
+func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generation, err error) {
+	held, records, err := p.heldAndRecords(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, c := range p.Settings.Certificates {
+		for _, slot := range c.Slots() {
+			cand := candidate{slot: slot, certificate: c, keyType: c.keyType(slot.Algorithm),
+				newest: cluster.Newest(held, records.Tombstones, slot)}
+			p.row(slot, func(row *cluster.CertificateReport) { row.Newest = cand.newest })
+			if p.seen.Role == cluster.Master && p.judge(ctx, &cand, records) {
+				due = append(due, cand)
+			} else {
+				settled = append(settled, cand.newest)
+			}
+		}
+	}
+	slices.SortStableFunc(due, func(a, b candidate) int {
+		switch {
+		case a.order != nil && b.order == nil:
+			return -1
+		case a.order == nil && b.order != nil:
+			return 1
+		}
+		return 0
+	})
+	return due, settled, nil
+}
+
+// judge gathers the facts of one slot and writes the verdict into the report.
+func (p *pass) judge(ctx context.Context, c *candidate, records cluster.Records) bool {
+	f := p.facts(ctx, c, records)
+	c.order = f.Order
+	v := Due(f)
+	if v.Held != "" {
+		p.warn("%s: %s: not renewed for that until all nodes have the same configuration", c.slot, v.Held)
+	}
+	if v.Reason == "" {
+		return false
+	}
+	p.tell("due", c.slot, "", "%s", v.Reason)
+	p.row(c.slot, func(row *cluster.CertificateReport) { row.Due = v.Reason })
+	if !v.Until.IsZero() {
+		p.putOff(c.slot, &cluster.PutOffError{Until: v.Until, Cause: cmp.Or(f.PutOff.Problem, "the last try failed")})
+		return false
+	}
+	return true
+}
+
+func (p *pass) facts(ctx context.Context, c *candidate, records cluster.Records) Facts {
+	f := Facts{Now: p.Now(), Domains: c.certificate.Domains, KeyType: c.keyType, Profile: c.certificate.Profile,
+		Directory: p.Issuer.Directory(), Newest: c.newest, Forced: slices.Contains(p.wanted.Names, c.slot.Name), OtherConfig: p.otherConfig()}
+	if !c.newest.IsZero() {
+		var err error
+		if f.Bundle, err = p.Store.Bundle(ctx, c.newest); err != nil {
+			p.warn("generation %s of %s: %v", c.newest.Fingerprint.Short(), c.slot, err)
+		}
+	}
+	f.Released = releasedOf(records, c.slot)
+	if o, ok := p.orders(records).toTakeUp(c.slot); ok {
+		f.Order = &o
+	}
+	if a, ok := cluster.NextTry(records.Ledger, c.slot, f.Directory, f.Now); ok {
+		f.PutOff = a
+	}
+	for _, a := range records.Ledger { // sorted by time
+		if a.Slot == c.slot && a.End == cluster.Issued {
+			f.Issued = a
+		}
+	}
+	return f
+}
+
+// releasedOf is the generation of a slot that was released last, unless it was revoked since.
+func releasedOf(records cluster.Records, slot cert.Slot) cert.Generation {
+	for _, r := range records.Releases {
+		if r.Generation.Slot == slot && !cluster.Revoked(records.Tombstones, r.Generation.Fingerprint) {
+			return r.Generation
+		}
+	}
+	return cert.Generation{}
+}
+
+// putOff writes into the report until when an attempt is forbidden, and why.
+func (p *pass) putOff(slot cert.Slot, err *cluster.PutOffError) {
+	p.row(slot, func(row *cluster.CertificateReport) {
+		row.Outcome, row.NextTry, row.Error = cluster.PutOff, err.Until, oneLine(err.Cause)
+		row.Hint = "wait until then: the CA counts tries that come earlier"
+	})
+}
+
+// otherConfig names the reachable peers whose configuration differs in acme, dns or certificates.
+func (p *pass) otherConfig() []string {
+	var names []string
+	for _, v := range p.peers {
+		if v.reachable() && v.inv().Digest != p.Settings.Digest {
+			names = append(names, v.Name())
+		}
+	}
+	return names
+}

@@ -1,0 +1,164 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"certsync/internal/cert"
+	"certsync/internal/cluster"
+)
+
+// finish makes the report: this node first, then the peers as configured. It looks at this node also where the pass was
+// told to end.
+func (p *pass) finish(ctx context.Context) cluster.Report {
+	ended := ctx.Err() != nil
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), inventoryTimeout)
+	defer cancel()
+	p.report.Nodes = append(p.report.Nodes, p.ownStatus(ctx))
+	for _, v := range p.peers {
+		p.report.Nodes = append(p.report.Nodes, p.peerStatus(ctx, v, ended))
+	}
+	p.judgeRows()
+	p.report.End = p.Now().UTC()
+	return p.report
+}
+
+// ownStatus has what the activations saw, and a look at the slots that none touched.
+func (p *pass) ownStatus(ctx context.Context) cluster.NodeStatus {
+	status := p.identity(ctx)
+	held, records, err := p.heldAndRecords(ctx)
+	if err != nil {
+		status.Problems = append(status.Problems, err.Error())
+		return status
+	}
+	var unseen []cert.Slot
+	slots := p.slots(held)
+	for _, slot := range slots {
+		if !p.placed(p.Settings.Node, slot) {
+			unseen = append(unseen, slot)
+		}
+	}
+	if placements, err := p.inspect(ctx, unseen); err != nil {
+		status.Problems = append(status.Problems, err.Error())
+	} else {
+		p.place(p.Settings.Node, placements...)
+	}
+	status.Held = newestOf(held, records.Tombstones, slots)
+	status.Placements = p.sortedPlacements(p.Settings.Node)
+	return status
+}
+
+// newestOf are the newest generations of slots.
+func newestOf(held []cert.Generation, tombstones []cluster.Tombstone, slots []cert.Slot) []cert.Generation {
+	var out []cert.Generation
+	for _, slot := range slots {
+		if g := cluster.Newest(held, tombstones, slot); !g.IsZero() {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// peerStatus is what the pass knows of a peer: its inventory, with what it was given since, and what it answered. Where
+// it could not do something for a slot it is asked where that stands now.
+func (p *pass) peerStatus(ctx context.Context, v *peerView, ended bool) cluster.NodeStatus {
+	inv := v.inv()
+	status := cluster.NodeStatus{Node: v.Name(), Reachable: v.reachable(), Role: inv.Role, Time: inv.Time, Version: inv.Version, Digest: inv.Digest,
+		Held: newestOf(inv.Generations, inv.Tombstones, p.slots(inv.Generations))}
+	if err := v.unreachable(); err != nil {
+		status.Error, status.Hint = oneLine(err.Error()), cluster.HintOf(err)
+	} else if !ended {
+		p.lookAt(ctx, v)
+	}
+	status.Placements = p.sortedPlacements(v.Name())
+	return status
+}
+
+// lookAt fills in where the slots stand that a peer could do nothing for; why it could not stays.
+func (p *pass) lookAt(ctx context.Context, v *peerView) {
+	bare := slices.DeleteFunc(p.sortedPlacements(v.Name()), func(pl cluster.Placement) bool { return pl.Proxy != "" })
+	if len(bare) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, inventoryTimeout)
+	defer cancel()
+	seen, err := v.Status(ctx)
+	if err != nil {
+		return // the reasons are told; this would have been a look only
+	}
+	for _, b := range bare {
+		for _, pl := range seen.Placements {
+			if pl.Slot == b.Slot && pl.Proxy != "" {
+				pl.Outcome, pl.Error, pl.Hint = b.Outcome, b.Error, b.Hint
+				p.place(v.Name(), pl)
+			}
+		}
+	}
+}
+
+func (p *pass) placed(node string, slot cert.Slot) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key := range p.placements[node] {
+		if key.slot == slot {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *pass) sortedPlacements(node string) []cluster.Placement {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []cluster.Placement
+	for _, pl := range p.placements[node] {
+		out = append(out, pl)
+	}
+	slices.SortFunc(out, func(a, b cluster.Placement) int {
+		return cmp.Or(a.Slot.Compare(b.Slot), cmp.Compare(a.Proxy, b.Proxy))
+	})
+	return out
+}
+
+// judgeRows gives each certificate, and the pass, the worst outcome over the nodes. A peer that was not reached is
+// Skipped for every certificate; a node's own failure is said in its certificate's line too.
+func (p *pass) judgeRows() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.report.Outcome = cluster.Unchanged
+	for _, row := range p.rows {
+		own := row.Error != ""
+		for _, status := range p.report.Nodes {
+			if !status.Reachable && !row.Newest.IsZero() {
+				worsen(row, own, cluster.Skipped, status.Error, status.Hint)
+			}
+			for _, pl := range status.Placements {
+				if pl.Slot == row.Slot && pl.Outcome != "" {
+					worsen(row, own, pl.Outcome, NodeError(status.Node, pl), pl.Hint)
+				}
+			}
+		}
+		p.report.Outcome = cluster.Worse(p.report.Outcome, row.Outcome)
+		p.report.Certificates = append(p.report.Certificates, *row)
+	}
+	slices.SortFunc(p.report.Certificates, func(a, b cluster.CertificateReport) int { return a.Slot.Compare(b.Slot) })
+}
+
+// worsen gives a row a node's outcome where that is the worse, with its error; an error of the certificate's own stays.
+func worsen(row *cluster.CertificateReport, own bool, outcome cluster.Outcome, text, hint string) {
+	worse := cluster.Worse(row.Outcome, outcome)
+	if !own && text != "" && (row.Error == "" || worse != row.Outcome) {
+		row.Error, row.Hint = text, hint
+	}
+	row.Outcome = worse
+}
+
+// NodeError is a placement's error with its node's name, "" where there is none: how a row tells of it.
+func NodeError(node string, pl cluster.Placement) string {
+	if pl.Error == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s: %s", node, pl.Error)
+}

@@ -1,0 +1,240 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"certsync/internal/cert"
+	"certsync/internal/cluster"
+)
+
+// Reconciler runs passes on one node.
+type Reconciler struct {
+	*Node
+	// Peers are the other nodes, in the order of the configuration.
+	Peers []Peer
+	// Issuer is the CA of the configuration.
+	Issuer Issuer
+	// Progress is told what a pass is doing; it may be nil, and is called from several goroutines.
+	Progress func(cluster.Progress)
+
+	// acknowledgeWithin is acknowledgeTimeout, or what a test sets instead.
+	acknowledgeWithin time.Duration
+}
+
+// Wanted is what a pass is asked for beyond what is due by itself.
+type Wanted struct {
+	// Names are the certificates to obtain now, due or not.
+	Names []string
+	// MasterOnly makes a pass on a node that is not MASTER an error (`certsync issue`), instead of one that only
+	// adopts and activates.
+	MasterOnly bool
+}
+
+// Pass brings every certificate on every node in line once: THE FLOW. Its error says that no pass could be made at all
+// (not MASTER, the store is unreadable, an unknown name); what failed for one certificate or one node is in the report.
+func (r *Reconciler) Pass(ctx context.Context, wanted Wanted) (cluster.Report, error) {
+	p, err := r.begin(ctx, wanted)
+	if err != nil {
+		return cluster.Report{}, err
+	}
+	p.adopt(ctx)
+	due, settled, err := p.due(ctx)
+	if err != nil {
+		return cluster.Report{}, err
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { p.bring(ctx, settled...) }) // stage, activate
+	p.concurrently(due, func(c candidate) {
+		p.bring(ctx, p.obtain(ctx, c)) // fence, obtain, keep; stage, activate
+	})
+	wg.Wait()
+	p.sweep(ctx)
+	return p.finish(ctx), nil
+}
+
+// pass is one run: what it knows and what it did.
+type pass struct {
+	*Reconciler
+	wanted Wanted
+	seen   cluster.Seen
+	peers  []*peerView
+
+	account registration
+
+	mu         sync.Mutex
+	report     cluster.Report
+	rows       map[cert.Slot]*cluster.CertificateReport
+	placements map[string]map[placementKey]cluster.Placement // by node
+}
+
+type placementKey struct {
+	slot  cert.Slot
+	proxy string
+}
+
+func (r *Reconciler) begin(ctx context.Context, wanted Wanted) (*pass, error) {
+	seen, err := r.Roles.Role(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("role: %w", err)
+	}
+	if wanted.MasterOnly && seen.Role != cluster.Master {
+		return nil, notMaster(seen)
+	}
+	p := &pass{Reconciler: r, wanted: wanted, seen: seen,
+		rows: map[cert.Slot]*cluster.CertificateReport{}, placements: map[string]map[placementKey]cluster.Placement{}}
+	p.report = cluster.Report{Node: r.Settings.Node, Role: seen.Role, Start: r.Now().UTC()}
+	for _, name := range wanted.Names {
+		if _, ok := r.Settings.certificate(name); !ok {
+			return nil, r.Settings.unknownName(name)
+		}
+	}
+	for _, c := range r.Settings.Certificates {
+		for _, slot := range c.Slots() {
+			p.rows[slot] = &cluster.CertificateReport{Slot: slot, Domains: c.Domains, Outcome: cluster.Unchanged}
+		}
+	}
+	return p, nil
+}
+
+// notMaster is the error of a node that may not do what only the MASTER does.
+func notMaster(seen cluster.Seen) error {
+	if seen.Master == "" {
+		return fmt.Errorf("this node is %s: %w", seen.Role, cluster.ErrNotMaster)
+	}
+	return cluster.WithHint(fmt.Errorf("this node is %s, %s is MASTER: %w", seen.Role, seen.Master, cluster.ErrNotMaster),
+		"run it on %s", seen.Master)
+}
+
+// fence reads the role again: only a node that is MASTER now goes on.
+func (r *Reconciler) fence(ctx context.Context) error {
+	seen, err := r.Roles.Role(ctx)
+	if err != nil {
+		return fmt.Errorf("role: %w: %w", cluster.ErrNotMaster, err)
+	}
+	if seen.Role != cluster.Master {
+		return notMaster(seen)
+	}
+	return nil
+}
+
+// whileMaster gives a context that ends, with ErrNotMaster as its cause, soon after this node stopped being MASTER.
+func (r *Reconciler) whileMaster(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		tick := time.NewTicker(rolePoll)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if err := r.fence(ctx); err != nil && ctx.Err() == nil {
+					cancel(err)
+					return
+				}
+			}
+		}
+	}()
+	return ctx, func() { cancel(context.Canceled) }
+}
+
+// rolePoll is how often the role is read while an order is under way; a demotion cancels it within a second.
+const rolePoll = 300 * time.Millisecond
+
+// concurrently runs the candidates side by side, at most Settings.Concurrency at once; those of one set of identifiers
+// one after the other, because a CA hands the same pending order out for the same set again.
+func (p *pass) concurrently(due []candidate, do func(candidate)) {
+	groups := map[string][]candidate{}
+	var order []string
+	for _, c := range due {
+		k := c.identifiers()
+		if _, ok := groups[k]; !ok {
+			order = append(order, k)
+		}
+		groups[k] = append(groups[k], c)
+	}
+	var wg sync.WaitGroup
+	places := make(chan struct{}, max(1, p.Settings.Concurrency))
+	for _, k := range order {
+		wg.Add(1)
+		places <- struct{}{}
+		go func() {
+			defer func() { <-places; wg.Done() }()
+			for _, c := range groups[k] {
+				do(c)
+			}
+		}()
+	}
+	wg.Wait()
+}
+
+// tell reports progress.
+func (r *Reconciler) tell(step string, slot cert.Slot, node, format string, args ...any) {
+	if r.Progress != nil {
+		r.Progress(cluster.Progress{Step: step, Slot: slot, Node: node, Message: fmt.Sprintf(format, args...)})
+	}
+}
+
+// warn adds a line to the report that a person should read; what would be said at every step of every order is said
+// once.
+func (p *pass) warn(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !slices.Contains(p.report.Warnings, line) {
+		p.report.Warnings = append(p.report.Warnings, line)
+	}
+}
+
+// row changes the report of one slot.
+func (p *pass) row(slot cert.Slot, change func(*cluster.CertificateReport)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	row, ok := p.rows[slot]
+	if !ok {
+		row = &cluster.CertificateReport{Slot: slot, Outcome: cluster.Unchanged}
+		p.rows[slot] = row
+	}
+	change(row)
+}
+
+// fail puts an outcome and its cause into the report of one slot. The first cause stays: what follows from it says less.
+func (p *pass) fail(slot cert.Slot, outcome cluster.Outcome, err error) {
+	p.row(slot, func(row *cluster.CertificateReport) {
+		row.Outcome = cluster.Worse(row.Outcome, outcome)
+		if row.Error == "" {
+			row.Error, row.Hint = oneLine(err.Error()), cluster.HintOf(err)
+		}
+	})
+}
+
+// place records where slots stand on a node. A placement without a proxy says that the node could not be asked for a
+// slot; it goes when the node tells.
+func (p *pass) place(node string, placements ...cluster.Placement) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.placements[node] == nil {
+		p.placements[node] = map[placementKey]cluster.Placement{}
+	}
+	for _, pl := range placements {
+		p.placements[node][placementKey{pl.Slot, pl.Proxy}] = pl
+		if pl.Proxy != "" {
+			delete(p.placements[node], placementKey{pl.Slot, ""})
+		}
+	}
+}
+
+// oneLine makes the text of an error fit for a report: joined errors are on a line each.
+func oneLine(text string) string {
+	const most = 1000
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
+}

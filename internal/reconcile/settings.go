@@ -1,0 +1,96 @@
+package reconcile
+
+import (
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+
+	"certsync/internal/cert"
+	"certsync/internal/cluster"
+)
+
+// Settings are the parts of the configuration that the flow needs.
+type Settings struct {
+	// Node is this node's name.
+	Node string
+	// Version is certsync's, for inventories and status.
+	Version string
+	// Digest is the configuration's, over what both nodes must agree on.
+	Digest       string
+	Certificates []Certificate
+	// Email is the account's contact; "" for none.
+	Email string
+	// Concurrency bounds how many certificates are obtained at once.
+	Concurrency int
+	// Roots are what chains must lead to; nil means the system's.
+	Roots *x509.CertPool
+}
+
+// Certificate is one entry of the configuration.
+type Certificate struct {
+	Name string
+	// Domains are normal (cert.NormalDomains).
+	Domains []string
+	// KeyTypes has at most one of each family.
+	KeyTypes []cert.KeyType
+	// Profile is the ACME profile, "" for the CA's default.
+	Profile string
+	// Path is the bundle's own path, "" for the bundle folder.
+	Path string
+}
+
+// Slots are the certificate's, one for each key type.
+func (c Certificate) Slots() []cert.Slot {
+	var slots []cert.Slot
+	for _, k := range c.KeyTypes {
+		slots = append(slots, cert.Slot{Name: c.Name, Algorithm: k.Algorithm()})
+	}
+	return slots
+}
+
+func (c Certificate) keyType(a cert.Algorithm) cert.KeyType {
+	for _, k := range c.KeyTypes {
+		if k.Algorithm() == a {
+			return k
+		}
+	}
+	return ""
+}
+
+func (s Settings) certificate(name string) (Certificate, bool) {
+	i := slices.IndexFunc(s.Certificates, func(c Certificate) bool { return c.Name == name })
+	if i < 0 {
+		return Certificate{}, false
+	}
+	return s.Certificates[i], true
+}
+
+// configured tells whether the configuration wants a slot.
+func (s Settings) configured(slot cert.Slot) bool {
+	c, ok := s.certificate(slot.Name)
+	return ok && c.keyType(slot.Algorithm) != ""
+}
+
+func (s Settings) unknownName(name string) error {
+	var names []string
+	for _, c := range s.Certificates {
+		names = append(names, c.Name)
+	}
+	return cluster.WithHint(fmt.Errorf("certificate %q: not in the configuration: %w", name, cluster.ErrUsage),
+		"use one of: %s", strings.Join(names, ", "))
+}
+
+// target is a slot as HAProxy should have it: bundle in service, known for naming what is seen.
+func (s Settings) target(slot cert.Slot, bundle *cert.Bundle, known []*cert.Bundle) cluster.Target {
+	t := cluster.Target{Slot: slot, Bundle: bundle, Known: known}
+	if c, ok := s.certificate(slot.Name); ok {
+		t.Domains, t.Path, t.Both = c.Domains, c.Path, len(c.KeyTypes) > 1
+	}
+	if bundle != nil {
+		// What is served is asked for under the names that the bundle has: a name that was just added to the
+		// configuration is served only by the next generation.
+		t.Domains = bundle.Domains()
+	}
+	return t
+}
