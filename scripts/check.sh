@@ -7,7 +7,7 @@ tags=fewproviders
 
 say() { printf '%s\n' "check: $*"; }
 
-bad=$(gofmt -l $(git ls-files '*.go'))
+bad=$(gofmt -l .)
 if [ -n "$bad" ]; then
 	say "gofmt would change: $bad"
 	exit 1

@@ -27,15 +27,17 @@ const (
 
 // app is one call of the program.
 type app struct {
-	stdin          io.Reader
-	stdout, stderr io.Writer
-	configPath     string
+	// stdin and stdout can be closed because serve-peer's session is made of them.
+	stdin      io.ReadCloser
+	stdout     io.WriteCloser
+	stderr     io.Writer
+	configPath string
 	// started tells that the arguments were right: an error before it is one of usage.
 	started bool
 }
 
 // run is the whole program but for the exit.
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func run(args []string, stdin io.ReadCloser, stdout io.WriteCloser, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}

@@ -2,16 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
-	"net"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"certsync/internal/cluster"
+	"certsync/internal/config"
 	"certsync/internal/distribute"
 )
 
@@ -47,38 +46,10 @@ func (a *app) servePeer(ctx context.Context, node string) error {
 		return cluster.WithHint(fmt.Errorf("--node %s: not a peer of %s in %s: %w", node, w.node.Settings.Node, a.configPath, cluster.ErrUsage),
 			"in authorized_keys, --node names the host that the key belongs to")
 	}
-	session := &stdio{a.stdin, a.stdout}
-	socket := filepath.Join(w.config.RunDir, "peer.sock")
-	if daemonListens(socket) {
-		return distribute.Join(ctx, session, socket, node)
+	session := distribute.Stdio(a.stdin, a.stdout)
+	err = distribute.Join(ctx, session, filepath.Join(w.config.RunDir, config.PeerSocket), node)
+	if errors.Is(err, distribute.ErrNoDaemon) {
+		return distribute.ServeConn(ctx, session, distribute.AsNode(node, w.handler()))
 	}
-	return distribute.ServeConn(ctx, session, distribute.AsNode(node, w.handler()))
-}
-
-// daemonListens tells whether a daemon answers on its socket; a socket file that a dead one left does not count.
-func daemonListens(socket string) bool {
-	conn, err := net.DialTimeout("unix", socket, time.Second)
-	if err != nil {
-		return false
-	}
-	_ = conn.Close()
-	return true
-}
-
-// stdio is the SSH session as one stream.
-type stdio struct {
-	io.Reader
-	w io.Writer
-}
-
-func (s *stdio) Write(b []byte) (int, error) { return s.w.Write(b) }
-
-// Close closes both ends where they can be closed, which ends a blocked read.
-func (s *stdio) Close() error {
-	for _, end := range []any{s.Reader, s.w} {
-		if c, ok := end.(io.Closer); ok {
-			_ = c.Close()
-		}
-	}
-	return nil
+	return err
 }

@@ -170,7 +170,7 @@ func (f *fakeLocal) reset() {
 	f.kept, f.calls, f.batches = nil, nil, nil
 }
 
-// holds tells whether everything kept is whole and among wanted.
+// checkWhole fails where something kept is not whole or not among wanted, and counts what is kept.
 func (f *fakeLocal) checkWhole(t *testing.T, wanted []cluster.Kept) int {
 	t.Helper()
 	kept, _ := f.snapshot()
@@ -271,7 +271,7 @@ func newPair(t *testing.T) (*fakeLocal, *Peer) {
 	return fake, pipePeer(t, AsNode("proxy1", NewHandler(fake, HandlerOptions{Peers: []string{"proxy1"}})))
 }
 
-// shortDir is a folder for sockets: t.TempDir's path may be longer than a socket's may be.
+// socketPath is a path for a socket that is not there yet.
 func socketPath(t *testing.T) string {
 	t.Helper()
 	return filepath.Join(t.TempDir(), "peer.sock")

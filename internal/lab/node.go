@@ -126,7 +126,7 @@ func (n *Node) hidingFile() string { return filepath.Join(n.Dir, "hiding.pem") }
 
 // Handshake makes a fresh TLS handshake with the node's HAProxy and gives the leaf that it showed.
 func (n *Node) Handshake(ctx context.Context, serverName string) (cert.Fingerprint, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	conn, leaf, err := dialTLS(ctx, n.TLSAddress, serverName)
 	if err != nil {
