@@ -25,11 +25,15 @@ check:
 	sh scripts/check.sh
 
 # test: everything that CI runs.
-test: deps check
+test:
+	sh scripts/deps.sh
+	sh scripts/check.sh
 	sh scripts/test.sh
 
 # test-full: the same with the issues' full figures, and FreeBSD builds of the whole.
-test-full: deps check
+test-full:
+	sh scripts/deps.sh
+	sh scripts/check.sh
 	CERTSYNC_TEST_FULL=1 sh scripts/test.sh
 	sh scripts/check.sh full
 

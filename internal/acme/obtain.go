@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-acme/lego/v4/acme"
 	"github.com/go-acme/lego/v4/acme/api"
+	"github.com/miekg/dns"
 
 	"certsync/internal/cert"
 	"certsync/internal/cluster"
@@ -202,6 +203,11 @@ func (w *work) get(ctx context.Context) (acme.Order, error) {
 // create sends newOrder. Let's Encrypt answers with the order that is open already for the same names.
 func (w *work) create(ctx context.Context) (acme.Order, error) {
 	if err := w.session.dir.checkProfile(w.order.Profile); err != nil {
+		return acme.Order{}, err
+	}
+	// A provider that cannot be made (an unknown name, credentials that are missing) would cost an order for nothing.
+	first := dns.CanonicalName("_acme-challenge." + strings.TrimPrefix(w.order.Domains[0], "*."))
+	if _, err := w.client.presenterFor(ctx, w.order.Slot.Name, first, w.cfg); err != nil {
 		return acme.Order{}, err
 	}
 	if err := w.save(ctx, cluster.StepPlanned, nil); err != nil {

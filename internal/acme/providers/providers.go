@@ -29,6 +29,14 @@ var names string
 // Names are the names of all providers of lego, sorted, whether they are in this binary or not.
 func Names() []string { return strings.Fields(names) }
 
+// Known is nil where lego has a provider of that name, else ErrUnknown with the nearest names as its hint.
+func Known(name string) error {
+	if slices.Contains(Names(), name) {
+		return nil
+	}
+	return cluster.WithHint(fmt.Errorf("%q: %w", name, ErrUnknown), "%s", unknownHint(name))
+}
+
 // environment guards the variables of the process, which is where lego's providers read their settings from.
 var environment sync.Mutex
 
@@ -36,8 +44,8 @@ var environment sync.Mutex
 // and not after. (A program run by the "exec" provider therefore does not see them.) Names in env that lego documents
 // with the suffix _FILE work as well.
 func New(name string, env map[string]string) (challenge.Provider, error) {
-	if !slices.Contains(Names(), name) {
-		return nil, cluster.WithHint(fmt.Errorf("%q: %w", name, ErrUnknown), "%s", unknownHint(name))
+	if err := Known(name); err != nil {
+		return nil, err
 	}
 	environment.Lock()
 	defer environment.Unlock()
