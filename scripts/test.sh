@@ -19,8 +19,12 @@ if [ -z "${TMPDIR:-}" ] && [ -d /dev/shm ] && [ -w /dev/shm ]; then
 	fi
 fi
 
+# The end-to-end tests have the machine to themselves: their hosts, clients and HAProxies are many processes.
 printf 'test: with the race detector\n'
-$GO test -race -tags $tags -timeout 30m ./...
+$GO list -tags $tags ./... | grep -v '/e2e$' | xargs "$GO" test -race -tags $tags -timeout 30m
+
+printf 'test: end to end\n'
+$GO test -race -tags $tags -timeout 60m ./e2e
 
 printf 'test: kill -9 at the failpoints of internal/haproxy\n'
 $GO test -tags "$tags failpoint" -timeout 15m -run AKillAtAnyStep ./internal/haproxy

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"certsync/internal/acme/providers"
+	"certsync/internal/cluster"
 	"certsync/internal/config"
 )
 
@@ -22,7 +25,10 @@ identity), tells everything that is wrong at once, each with its line, and exits
 			if err != nil {
 				return err
 			}
-			if err := cfg.CheckSecrets(); err != nil {
+			if err := dropPrivileges(cfg.StateDir); err != nil {
+				return err
+			}
+			if err := errors.Join(checkFiles(cfg), cfg.CheckSecrets()); err != nil {
 				return &exitError{exitUsage, err}
 			}
 			var names []string
@@ -34,6 +40,43 @@ identity), tells everything that is wrong at once, each with its line, and exits
 			return nil
 		},
 	}
+}
+
+// checkFiles reads what the configuration names, as the service user will: everything that is wrong, joined.
+func checkFiles(cfg *config.Config) error {
+	var errs []error
+	if _, err := roots(cfg.ACME.CAFile); err != nil {
+		errs = append(errs, err)
+	}
+	seen := map[string]bool{}
+	for _, c := range cfg.Certificates {
+		if !seen[c.DNS.Provider] {
+			seen[c.DNS.Provider] = true
+			if err := providers.Known(c.DNS.Provider); err != nil {
+				errs = append(errs, fmt.Errorf("dns.provider of %s: %w", c.Name, err))
+			}
+		}
+		if env := c.DNS.EnvFile; env != "" && !seen["env "+env] {
+			seen["env "+env] = true
+			// CheckSecrets tells of files that are missing or readable for others.
+			if _, err := config.ReadEnvFile(env); err != nil && readable(env) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	for _, h := range cfg.HAProxy {
+		if info, err := os.Stat(h.BundleDir); err != nil || !info.IsDir() {
+			errs = append(errs, cluster.WithHint(fmt.Errorf("haproxy.bundle_dir %s: no such folder", h.BundleDir),
+				"make it, writable for the service user: install -d -o certsync -m 0755 %s", h.BundleDir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readable tells that a file's mode is no reason to refuse it, so that its content is.
+func readable(file string) bool {
+	info, err := os.Stat(file)
+	return err == nil && info.Mode().Perm()&0o037 == 0
 }
 
 // load reads the configuration and finds this node in it.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"certsync/internal/cert"
 	"certsync/internal/cluster"
 	"certsync/internal/reconcile"
 )
@@ -26,7 +28,7 @@ With --dry-run the CA's staging directory is asked instead and nothing is kept: 
 CA's willingness.`,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if dryRun {
-				return a.dryRun(cmd.Context(), names)
+				return a.dryRun(cmd.Context(), names, asJSON)
 			}
 			return a.issue(cmd.Context(), names, asJSON)
 		},
@@ -70,18 +72,16 @@ func (a *app) issue(ctx context.Context, names []string, asJSON bool) error {
 	return nil
 }
 
-// reportCode is the exit code of a pass: the worst of its certificates'.
+// reportCode is the exit code of a pass: the gravest of its certificates'. A pass that was interrupted failed.
 func reportCode(r cluster.Report) int {
+	if r.Interrupted {
+		return exitFailed
+	}
+	gravity := []int{exitDone, exitPutOff, exitPartly, exitNotMaster, exitFailed}
 	code := exitDone
 	for _, row := range r.Certificates {
-		switch c := rowCode(row, r); {
-		case c == exitFailed, code == exitDone:
-			code = max(code, c)
-			if c == exitFailed {
-				return exitFailed
-			}
-		case c == exitPartly && code == exitPutOff:
-			code = exitPartly
+		if c := rowCode(row, r); slices.Index(gravity, c) > slices.Index(gravity, code) {
+			code = c
 		}
 	}
 	return code
@@ -92,6 +92,8 @@ func rowCode(row cluster.CertificateReport, r cluster.Report) int {
 		switch row.Outcome {
 		case cluster.PutOff:
 			return exitPutOff
+		case cluster.NotMaster:
+			return exitNotMaster
 		case cluster.Unchanged:
 		default:
 			return exitFailed
@@ -122,6 +124,12 @@ func tally(row cluster.CertificateReport, r cluster.Report) (inService, onDisk, 
 				inService = true
 			case cluster.DiskOnly:
 				onDisk, lacking = true, true
+			case "": // looked at only
+				if placedRight(pl, row.Newest.Fingerprint) {
+					inService = true
+				} else {
+					lacking = true
+				}
 			default:
 				lacking = true
 			}
@@ -150,6 +158,9 @@ func (a *app) printReport(r cluster.Report) {
 
 // summary is one sentence for the person who has to trust it.
 func summary(r cluster.Report) string {
+	if r.Interrupted {
+		return "interrupted: certsync status tells where every node stands; run it again to go on"
+	}
 	var obtained, adopted, failed []string
 	whole := 0
 	for _, row := range r.Certificates {
@@ -166,6 +177,9 @@ func summary(r cluster.Report) string {
 		}
 	}
 	s := fmt.Sprintf("%d of %d in service on every node", whole, len(r.Certificates))
+	if n := unproven(r); n > 0 {
+		s += fmt.Sprintf(" (%d unproven: no handshake could be tried)", n)
+	}
 	if len(obtained) > 0 {
 		s += "; obtained " + strings.Join(obtained, ", ")
 	}
@@ -181,8 +195,21 @@ func summary(r cluster.Report) string {
 	return s
 }
 
-func (a *app) dryRun(ctx context.Context, names []string) error {
-	out := newProgress(a, false)
+// unproven counts the certificates that a node has in memory without a handshake to prove it.
+func unproven(r cluster.Report) int {
+	slots := map[cert.Slot]bool{}
+	for _, n := range r.Nodes {
+		for _, pl := range n.Placements {
+			if pl.Outcome == cluster.Unproven {
+				slots[pl.Slot] = true
+			}
+		}
+	}
+	return len(slots)
+}
+
+func (a *app) dryRun(ctx context.Context, names []string, asJSON bool) error {
+	out := newProgress(a, asJSON)
 	w, err := a.wire(out.tell)
 	if err != nil {
 		return err
@@ -195,16 +222,44 @@ func (a *app) dryRun(ctx context.Context, names []string) error {
 	results, err := r.DryRun(ctx, r.Issuer, names)
 	out.end()
 	if err != nil {
-		return err
+		return putOff(err)
 	}
 	var errs []error
 	for _, res := range results {
-		if res.Err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", res.Slot, res.Err))
-			continue
+		if err := a.printRehearsal(out, r.Issuer.Directory(), res, asJSON); err != nil {
+			errs = append(errs, putOff(fmt.Errorf("%s: %w", res.Slot, err)))
 		}
-		fmt.Fprintf(a.stdout, "%s: %s gave a certificate of %q in %s; nothing was kept\n", res.Slot, r.Issuer.Directory(), res.Issuer,
-			res.Took.Round(time.Millisecond))
 	}
 	return errors.Join(errs...)
+}
+
+// printRehearsal prints one result of a dry run, and gives its error.
+func (a *app) printRehearsal(out *progress, directory string, res reconcile.Rehearsal, asJSON bool) error {
+	if asJSON {
+		line := map[string]any{"slot": res.Slot, "directory": directory, "issuer": res.Issuer, "seconds": res.Took.Seconds()}
+		if res.Err != nil {
+			line["error"] = res.Err.Error()
+		}
+		return errors.Join(res.Err, out.json("rehearsal", line))
+	}
+	if res.Err == nil {
+		fmt.Fprintf(a.stdout, "%s: %s gave a certificate of %q in %s; nothing was kept\n", res.Slot, directory, res.Issuer,
+			res.Took.Round(time.Millisecond))
+	}
+	return res.Err
+}
+
+// putOff makes an error that holds the CA's Retry-After one of a put-off, which has an exit code of its own.
+func putOff(err error) error {
+	issue, ok := errors.AsType[*cluster.IssueError](err)
+	if !ok {
+		return err
+	}
+	if issue.RetryAfter {
+		return &cluster.PutOffError{Until: issue.NextTry, Cause: err.Error()}
+	}
+	if issue.Hint != "" {
+		return cluster.WithHint(err, "%s", issue.Hint)
+	}
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -28,6 +29,10 @@ func printMatrix(w io.Writer, nodes []cluster.NodeStatus, now time.Time) {
 				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t-\t-\t-\t-\n", slot, n.Node, n.Role, heldOf(n, slot).Fingerprint.Short())
 			}
 			for _, pl := range lines {
+				if pl.Proxy == "" { // the node could do nothing for it, and was not looked at
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t-\t-\t-\t-\n", slot, n.Node, n.Role, issued(n, slot, nodes))
+					continue
+				}
 				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", slot, n.Node, n.Role, issued(n, slot, nodes), sighting(pl.Disk),
 					memory(pl), served(pl), left(pl, now))
 			}
@@ -99,13 +104,18 @@ func sighting(s cluster.Sighting) string {
 		return s.Fingerprint.Short()
 	case s.SHA1 != "":
 		return "other"
+	case strings.HasPrefix(s.Note, "unreadable"):
+		return "unreadable"
 	}
 	return "none"
 }
 
 func memory(pl cluster.Placement) string {
-	if !pl.Running {
+	switch {
+	case !pl.Running:
 		return "not running"
+	case pl.Memory.IsZero() && pl.Memory.Note != "":
+		return "unknown"
 	}
 	return sighting(pl.Memory)
 }
@@ -117,7 +127,10 @@ func served(pl cluster.Placement) string {
 	case cluster.Disproven:
 		return sighting(pl.Served) + " WRONG"
 	}
-	if !pl.Running {
+	switch {
+	case !pl.Served.IsZero():
+		return sighting(pl.Served)
+	case !pl.Running:
 		return "-"
 	}
 	return "unproven"
@@ -142,21 +155,30 @@ func left(pl cluster.Placement, now time.Time) string {
 	return d.Round(time.Minute).String()
 }
 
-// inLine tells that every node could be asked, and has the newest generation of every slot on disk and in memory, the
-// handshake right or unproven.
+// inLine tells that every node could be asked, and has the newest generation of every configured slot on disk and in
+// memory, the handshake right or unproven.
 func inLine(nodes []cluster.NodeStatus) bool {
 	for _, slot := range matrixSlots(nodes) {
+		if slices.Contains(nodes[0].Unconfigured, slot) {
+			continue
+		}
 		newest := newestOf(nodes, slot)
 		for _, n := range nodes {
 			if !n.Reachable || newest.IsZero() || heldOf(n, slot).Compare(newest) != 0 {
 				return false
 			}
 			for _, pl := range placementsOf(n, slot) {
-				if pl.Disk.Fingerprint != newest.Fingerprint || pl.Memory.Fingerprint != newest.Fingerprint || pl.Proof == cluster.Disproven {
+				if !placedRight(pl, newest.Fingerprint) {
 					return false
 				}
 			}
 		}
 	}
 	return !slices.ContainsFunc(nodes, func(n cluster.NodeStatus) bool { return !n.Reachable })
+}
+
+// placedRight tells that a HAProxy has a generation on disk, readable for nobody else, and in memory, and that no
+// handshake showed another.
+func placedRight(pl cluster.Placement, fingerprint cert.Fingerprint) bool {
+	return pl.Disk.Fingerprint == fingerprint && pl.Disk.Note == "" && pl.Memory.Fingerprint == fingerprint && pl.Proof != cluster.Disproven
 }

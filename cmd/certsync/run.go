@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -15,7 +16,7 @@ import (
 	"certsync/internal/config"
 )
 
-// The exit codes of every command; README.md and certsync(8) tell them to users.
+// The exit codes of every command; README.md tells them to users.
 const (
 	exitDone      = 0 // done, or nothing to do
 	exitFailed    = 1
@@ -40,6 +41,8 @@ type app struct {
 func run(args []string, stdin io.ReadCloser, stdout io.WriteCloser, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	// A reader of our output that goes away (`| head`) must not end an order, or HAProxy's transaction, in the middle.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
 	root := a.root()
 	root.SetArgs(args)
@@ -95,6 +98,10 @@ func (a *app) exit(err error) int {
 			a.printError(coded.err)
 		}
 		return coded.code
+	}
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintln(a.stderr, "certsync: error: interrupted")
+		return exitFailed
 	}
 	a.printError(err)
 	var putOff *cluster.PutOffError

@@ -34,7 +34,7 @@ NAME is the peer that the key belongs to.`,
 
 func (a *app) servePeer(ctx context.Context, node string) error {
 	if node == "" {
-		return cluster.WithHint(fmt.Errorf("serve-peer: --node is missing: %w", cluster.ErrUsage),
+		return cluster.WithHint(cluster.Usage(errors.New("serve-peer: --node is missing")),
 			"in authorized_keys, name the host that the key belongs to: certsync serve-peer --node proxy1")
 	}
 	w, err := a.wire(nil)
@@ -43,7 +43,7 @@ func (a *app) servePeer(ctx context.Context, node string) error {
 	}
 	defer w.close()
 	if !slices.ContainsFunc(w.peers, func(p *distribute.Peer) bool { return p.Name() == node }) {
-		return cluster.WithHint(fmt.Errorf("--node %s: not a peer of %s in %s: %w", node, w.node.Settings.Node, a.configPath, cluster.ErrUsage),
+		return cluster.WithHint(cluster.Usage(fmt.Errorf("--node %s: not a peer of %s in %s", node, w.node.Settings.Node, a.configPath)),
 			"in authorized_keys, --node names the host that the key belongs to")
 	}
 	session := distribute.Stdio(a.stdin, a.stdout)

@@ -60,6 +60,7 @@ func (a *app) status(ctx context.Context, asJSON bool) error {
 func (a *app) printStatus(nodes []cluster.NodeStatus) {
 	printMatrix(a.stdout, nodes, time.Now())
 	a.printNodes(nodes)
+	a.printConfigurations(nodes)
 }
 
 // printNodes prints what is wrong on each node, with the mend, and gives the errors that it printed.
@@ -80,9 +81,48 @@ func (a *app) printNodes(nodes []cluster.NodeStatus) map[string]bool {
 		}
 		for _, pl := range n.Placements {
 			tell(reconcile.NodeError(n.Node, pl), pl.Hint)
+			if pl.Error == "" {
+				a.printNotes(n.Node, pl)
+			}
 		}
 	}
 	return told
+}
+
+// printNotes tells why a placement is not in line, or unproven, where no error says it.
+func (a *app) printNotes(node string, pl cluster.Placement) {
+	if pl.Proxy == "" {
+		return
+	}
+	for _, part := range []struct {
+		what string
+		cluster.Sighting
+		wrong bool
+	}{
+		{"on disk, " + pl.File, pl.Disk, pl.Disk.Note != ""},
+		{"in memory", pl.Memory, pl.Memory.Fingerprint.IsZero()},
+		{"served", pl.Served, pl.Proof != cluster.Proven},
+	} {
+		if part.wrong && part.Note != "" {
+			fmt.Fprintf(a.stderr, "certsync: warning: %s: %s: %s: %s\n", node, pl.Slot, part.what, part.Note)
+		}
+	}
+	if pl.Hint != "" {
+		fmt.Fprintf(a.stderr, "certsync: hint: %s\n", pl.Hint)
+	}
+}
+
+// printConfigurations warns of nodes whose configuration is not this node's, and of certificates that are held and no
+// longer configured.
+func (a *app) printConfigurations(nodes []cluster.NodeStatus) {
+	for _, n := range nodes {
+		if n.Reachable && n.Digest != nodes[0].Digest {
+			fmt.Fprintf(a.stderr, "certsync: warning: %s runs another configuration (acme, dns or certificates): make the files the same\n", n.Node)
+		}
+	}
+	for _, slot := range nodes[0].Unconfigured {
+		fmt.Fprintf(a.stderr, "certsync: warning: %s is held and not configured any more: it is not renewed\n", slot)
+	}
 }
 
 // statuses asks this node and all peers side by side, this node first.

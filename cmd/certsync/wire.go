@@ -96,10 +96,10 @@ func roots(file string) (*x509.CertPool, error) {
 	}
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("acme.ca_file: %w: %w", err, cluster.ErrUsage)
+		return nil, cluster.Usage(fmt.Errorf("acme.ca_file: %w", err))
 	}
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, cluster.WithHint(fmt.Errorf("acme.ca_file: %s: no certificate in it: %w", file, cluster.ErrUsage),
+		return nil, cluster.WithHint(cluster.Usage(fmt.Errorf("acme.ca_file: %s: no certificate in it", file)),
 			"it holds the root of a private CA, in PEM")
 	}
 	return pool, nil
@@ -171,7 +171,7 @@ func (w *wiring) reconciler(staging bool) (*reconcile.Reconciler, error) {
 	directory := config.DirectoryURL(w.config.ACME.Directory)
 	if staging {
 		if w.config.ACME.Staging == "" {
-			return nil, cluster.WithHint(fmt.Errorf("acme.staging: no staging directory is known of %s: %w", directory, cluster.ErrUsage),
+			return nil, cluster.WithHint(cluster.Usage(fmt.Errorf("acme.staging: no staging directory is known of %s", directory)),
 				"set acme.staging to the URL of the CA's staging directory")
 		}
 		directory = config.DirectoryURL(w.config.ACME.Staging)
@@ -188,9 +188,6 @@ func (w *wiring) reconciler(staging bool) (*reconcile.Reconciler, error) {
 }
 
 func (w *wiring) issuer(directory string) (*acme.Client, error) {
-	if err := w.config.CheckSecrets(); err != nil {
-		return nil, err
-	}
 	cfg := acme.Config{Directory: directory, CAFile: w.config.ACME.CAFile, UserAgent: "certsync/" + versionText(),
 		Provider: providers.New, DNS: w.dns, Concurrency: w.config.Renew.Concurrency, Progress: w.progress}
 	if eab := w.config.ACME.EAB; eab.KeyID != "" {

@@ -295,7 +295,7 @@ func TestRolesAndStepsSurviveTheirText(t *testing.T) {
 
 func TestTheWorseOfTwoOutcomes(t *testing.T) {
 	ordered := []cluster.Outcome{"", cluster.Unchanged, cluster.Done, cluster.Unproven, cluster.DiskOnly, cluster.Waiting, cluster.Skipped,
-		cluster.PutOff, cluster.RolledBack, cluster.Failure, "from a newer peer"}
+		cluster.PutOff, cluster.NotMaster, cluster.Interrupted, cluster.RolledBack, cluster.Failure, "from a newer peer"}
 	for i, a := range ordered {
 		for j, b := range ordered {
 			if got, want := cluster.Worse(a, b), ordered[max(i, j)]; got != want {

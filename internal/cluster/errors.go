@@ -71,3 +71,15 @@ func HintOf(err error) string {
 	}
 	return ""
 }
+
+// Usage marks err as a mistake in the arguments or the configuration: errors.Is finds ErrUsage, and its text stays.
+func Usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return usageError{err}
+}
+
+type usageError struct{ error }
+
+func (e usageError) Unwrap() []error { return []error{ErrUsage, e.error} }

@@ -20,19 +20,24 @@ const (
 	Unproven Outcome = "unproven"
 	// DiskOnly: the bundle is on disk and no HAProxy runs to serve it.
 	DiskOnly Outcome = "disk_only"
-	// Waiting: held back by the canary: another node serves the wrong thing.
+	// Waiting: held back: by the canary (another node serves the wrong thing), or by a peer with another configuration.
 	Waiting Outcome = "waiting"
 	// Skipped: the node could not be reached.
 	Skipped Outcome = "skipped"
 	// PutOff: a rate limit or back-off forbids the attempt.
 	PutOff Outcome = "put_off"
+	// NotMaster: it was not done, or not to its end, because this node is not MASTER any more.
+	NotMaster Outcome = "not_master"
+	// Interrupted: it was not done, or not to its end, because the pass was told to end.
+	Interrupted Outcome = "interrupted"
 	// RolledBack: HAProxy refused it or served another one; the previous bundle is in service again.
 	RolledBack Outcome = "rolled_back"
 	// Failure: it failed, and the previous state stands.
 	Failure Outcome = "failed"
 )
 
-var outcomeRank = map[Outcome]int{Unchanged: 1, Done: 2, Unproven: 3, DiskOnly: 4, Waiting: 5, Skipped: 6, PutOff: 7, RolledBack: 8, Failure: 9}
+var outcomeRank = map[Outcome]int{Unchanged: 1, Done: 2, Unproven: 3, DiskOnly: 4, Waiting: 5, Skipped: 6, PutOff: 7,
+	NotMaster: 8, Interrupted: 9, RolledBack: 10, Failure: 11}
 
 // Worse is the worse of two outcomes. "" (nothing was to be done) is the best; one that is not known, as a newer peer
 // may send, is the worst: it must not pass for good.
@@ -122,6 +127,9 @@ type NodeStatus struct {
 	// Held are the newest generations in the node's store.
 	Held       []cert.Generation `json:"held,omitempty"`
 	Placements []Placement       `json:"placements,omitempty"`
+	// Unconfigured are the slots of Held that the node's configuration does not want. They have placements only where
+	// their name is no longer configured: the path of another algorithm's bundle may be a configured slot's by now.
+	Unconfigured []cert.Slot `json:"unconfigured,omitempty"`
 	// Problems are the state files that were set aside, and other things that a person must look at.
 	Problems []string `json:"problems,omitempty"`
 }
@@ -151,7 +159,9 @@ type Report struct {
 	Start time.Time `json:"start"`
 	End   time.Time `json:"end"`
 	// Outcome is the worst over all certificates and nodes.
-	Outcome      Outcome             `json:"outcome"`
+	Outcome Outcome `json:"outcome"`
+	// Interrupted tells that the pass was told to end before it was done.
+	Interrupted  bool                `json:"interrupted,omitempty"`
 	Certificates []CertificateReport `json:"certificates"`
 	// Nodes has this node first, then the peers as configured.
 	Nodes    []NodeStatus `json:"nodes"`

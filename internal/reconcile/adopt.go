@@ -72,7 +72,7 @@ func (p *pass) welcome(ctx context.Context, v *peerView) {
 
 func (p *pass) take(ctx context.Context, v *peerView, records cluster.Records) {
 	if err := p.Node.Record(ctx, v.Name(), records); err != nil {
-		p.warn("records of %s: %v", v.Name(), err)
+		p.warnUnlessEnded(ctx, "records of %s: %v", v.Name(), err)
 	}
 }
 
@@ -83,7 +83,7 @@ func (p *pass) level(ctx context.Context, v *peerView) {
 	}
 	ours, err := p.Store.Records(ctx)
 	if err != nil {
-		p.warn("records held: %v", err)
+		p.warnUnlessEnded(ctx, "records held: %v", err)
 		return
 	}
 	if lacking := lacks(ours, v.inv().Records, p.Now()); !reflect.DeepEqual(lacking, cluster.Records{}) {
@@ -120,7 +120,7 @@ type offer struct {
 func (p *pass) adoptGenerations(ctx context.Context) (adopted bool) {
 	held, records, err := p.readable(ctx)
 	if err != nil {
-		p.warn("%v", err)
+		p.warnUnlessEnded(ctx, "%v", err)
 		return false
 	}
 	var mu sync.Mutex
@@ -210,7 +210,7 @@ func (p *pass) fetch(ctx context.Context, v *peerView, generations []cert.Genera
 			return fmt.Errorf("a generation that was not asked for: %s of %s", g.Fingerprint.Short(), g.Slot)
 		}
 		if err := p.admit(ctx, k); err != nil {
-			p.warn("generation %s of %s from %s: %v", g.Fingerprint.Short(), g.Slot, v.Name(), err)
+			p.warnUnlessEnded(ctx, "generation %s of %s from %s: %v", g.Fingerprint.Short(), g.Slot, v.Name(), err)
 			return nil
 		}
 		kept = append(kept, g)
@@ -218,8 +218,8 @@ func (p *pass) fetch(ctx context.Context, v *peerView, generations []cert.Genera
 		return nil
 	})
 	if err != nil {
-		p.warn("fetch from %s: %v", v.Name(), err)
-		if !errors.Is(context.Cause(ctx), context.Canceled) {
+		p.warnUnlessEnded(ctx, "fetch from %s: %v", v.Name(), err)
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			v.lose(start, err)
 		}
 	}

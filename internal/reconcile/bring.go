@@ -23,7 +23,7 @@ const releaseTimeout = 2 * time.Minute
 func (p *pass) bring(ctx context.Context, newest ...cert.Generation) {
 	records, err := p.Store.Records(ctx)
 	if err != nil {
-		p.failAll(newest, fmt.Errorf("records held: %w", err))
+		p.failAll(ctx, newest, fmt.Errorf("records held: %w", err))
 		return
 	}
 	wanted := p.neverBack(newest, records)
@@ -35,7 +35,7 @@ func (p *pass) bring(ctx context.Context, newest ...cert.Generation) {
 		return
 	}
 	if err := p.fence(ctx); err != nil {
-		p.failAll(wanted, fmt.Errorf("before distribution: %w", err))
+		p.failAll(ctx, wanted, fmt.Errorf("before distribution: %w", err))
 		return
 	}
 	p.distribute(ctx, wanted)
@@ -50,14 +50,14 @@ func (p *pass) distribute(ctx context.Context, wanted []cert.Generation) {
 	failpoint.Hit("reconcile.staged")
 	releases := p.releases(wanted)
 	if err := p.Store.Merge(master, cluster.Records{Releases: releases}); err != nil {
-		p.failAll(wanted, fmt.Errorf("record the release: %w", demoted(master, err)))
+		p.failAll(ctx, wanted, fmt.Errorf("record the release: %w", demoted(master, err)))
 		return
 	}
 	failpoint.Hit("reconcile.released")
 	p.activatePeers(master, releases)
 	failpoint.Hit("reconcile.canary")
 	if err := p.fence(ctx); err != nil {
-		p.failAll(wanted, fmt.Errorf("before activation: %w", err))
+		p.failAll(ctx, wanted, fmt.Errorf("before activation: %w", err))
 		return
 	}
 	p.activateSelf(ctx, p.cleared(ctx, wanted))
@@ -82,10 +82,11 @@ func (p *pass) neverBack(newest []cert.Generation, records cluster.Records) []ce
 	return out
 }
 
-func (p *pass) failAll(wanted []cert.Generation, err error) {
+func (p *pass) failAll(ctx context.Context, wanted []cert.Generation, err error) {
+	outcome, err := failure(ctx, err)
 	for _, g := range wanted {
 		if !g.IsZero() {
-			p.fail(g.Slot, cluster.Failure, err)
+			p.fail(g.Slot, outcome, err)
 		}
 	}
 }
@@ -117,16 +118,16 @@ func (p *pass) stageOn(ctx context.Context, v *peerView, generations []cert.Gene
 	if len(kept) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	limited, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	start := time.Now()
-	results, err := v.Stage(ctx, kept)
+	results, err := v.Stage(limited, kept)
 	if err != nil {
 		v.lose(start, err)
 	}
 	for _, k := range kept {
 		if err := cmp.Or(err, resultOf(results, k.Generation)); err != nil {
-			p.refuse(v.Name(), k.Generation, demoted(ctx, err))
+			p.refuse(ctx, v.Name(), k.Generation, demoted(ctx, err))
 			continue
 		}
 		v.given(k.Generation)
@@ -151,9 +152,10 @@ func resultOf(results []cluster.StageResult, g cert.Generation) error {
 }
 
 // refuse notes that a peer did not take a generation: it is skipped for that, and delays no other.
-func (p *pass) refuse(node string, g cert.Generation, err error) {
+func (p *pass) refuse(ctx context.Context, node string, g cert.Generation, err error) {
 	p.tell("stage", g.Slot, node, "%s did not take it: %v", node, err)
-	p.place(node, failedPlacement(g.Slot, cluster.Failure, fmt.Errorf("stage: %w", err)))
+	outcome, err := failure(ctx, fmt.Errorf("stage: %w", err))
+	p.place(node, failedPlacement(g.Slot, outcome, err))
 }
 
 func (p *pass) releases(wanted []cert.Generation) []cluster.Release {

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -43,7 +44,8 @@ type Verdict struct {
 	Reason string
 	// Until is when an attempt is allowed, where one is due and the ledger forbids it now.
 	Until time.Time
-	// Held says what would be due, were it not for peers that run another configuration.
+	// Held says what would be due, were it not for peers that run another configuration: they would refuse it, or hold
+	// what theirs does not want.
 	Held string
 }
 
@@ -52,11 +54,11 @@ func Due(f Facts) Verdict {
 	var v Verdict
 	v.Reason = dueByItself(f)
 	if v.Reason == "" {
-		differs := differs(f)
-		if differs != "" && len(f.OtherConfig) > 0 {
-			v.Held = fmt.Sprintf("%s, but %s runs another configuration", differs, strings.Join(f.OtherConfig, ", "))
+		wanted := byConfiguration(f)
+		if wanted != "" && len(f.OtherConfig) > 0 {
+			v.Held = fmt.Sprintf("%s, but %s runs another configuration", wanted, strings.Join(f.OtherConfig, ", "))
 		} else {
-			v.Reason = differs
+			v.Reason = wanted
 		}
 	}
 	if v.Reason != "" && f.Now.Before(f.PutOff.Allowed()) {
@@ -71,14 +73,22 @@ func dueByItself(f Facts) string {
 		return "an order is under way, at step " + f.Order.Step.String()
 	case f.Forced:
 		return "asked for"
-	case f.Newest.IsZero():
-		return "none was issued yet"
 	case f.Released.Newer(f.Newest):
 		return fmt.Sprintf("generation %s, which was released, is lost", f.Released.Fingerprint.Short())
+	case f.Newest.IsZero():
+		return ""
 	case !f.Now.Before(RenewAt(f.Newest)):
 		return fmt.Sprintf("%s of %s left", shortDuration(f.Newest.Left(f.Now)), shortDuration(f.Newest.Lifetime()))
 	}
 	return ""
+}
+
+// byConfiguration says what the configuration asks for that is not there: a certificate at all, or another one.
+func byConfiguration(f Facts) string {
+	if f.Newest.IsZero() {
+		return "none was issued yet"
+	}
+	return differs(f)
 }
 
 // differs says in what the newest bundle is not what the configuration wants. A bundle does not say under which profile
@@ -170,7 +180,7 @@ func (p *pass) judge(ctx context.Context, c *candidate, records cluster.Records)
 	c.order = f.Order
 	v := Due(f)
 	if v.Held != "" {
-		p.warn("%s: %s: not renewed for that until all nodes have the same configuration", c.slot, v.Held)
+		p.hold(c, v.Held)
 	}
 	if v.Reason == "" {
 		return false
@@ -182,6 +192,17 @@ func (p *pass) judge(ctx context.Context, c *candidate, records cluster.Records)
 		return false
 	}
 	return true
+}
+
+// hold reports what is not ordered because peers run another configuration. A slot of which there is nothing waits, and
+// must not pass for good; one that has a certificate goes on with that.
+func (p *pass) hold(c *candidate, held string) {
+	if c.newest.IsZero() {
+		p.fail(c.slot, cluster.Waiting, cluster.WithHint(errors.New(held),
+			"make the configuration the same on every node, or name it to obtain it now: certsync issue %s", c.slot.Name))
+		return
+	}
+	p.warn("%s: %s: not renewed for that until all nodes have the same configuration", c.slot, held)
 }
 
 func (p *pass) facts(ctx context.Context, c *candidate, records cluster.Records) Facts {

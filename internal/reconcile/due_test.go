@@ -28,8 +28,14 @@ func TestDue(t *testing.T) {
 		reason, held string
 		until        time.Time
 	}{
-		"fresh":                      {fresh(func(f *Facts) {}), "", "", time.Time{}},
-		"none yet":                   {Facts{Now: start, Domains: []string{"a"}, KeyType: cert.EC256}, "none was issued yet", "", time.Time{}},
+		"fresh":    {fresh(func(f *Facts) {}), "", "", time.Time{}},
+		"none yet": {Facts{Now: start, Domains: []string{"a"}, KeyType: cert.EC256}, "none was issued yet", "", time.Time{}},
+		"none yet, and another configuration there": {Facts{Now: start, OtherConfig: []string{"proxy2"}}, "",
+			"none was issued yet, but proxy2 runs another configuration", time.Time{}},
+		"the only one is lost, and another configuration there": {Facts{Now: start, Released: later, OtherConfig: []string{"proxy2"}}, "lost", "", time.Time{}},
+		"none yet, another configuration there, and forced":     {Facts{Now: start, Forced: true, OtherConfig: []string{"proxy2"}}, "asked for", "", time.Time{}},
+		"none yet, another configuration there, and an order under way": {Facts{Now: start, OtherConfig: []string{"proxy2"},
+			Order: &cluster.Order{Step: cluster.StepPresenting}}, "at step presenting", "", time.Time{}},
 		"forced":                     {fresh(func(f *Facts) { f.Forced = true }), "asked for", "", time.Time{}},
 		"an open order":              {fresh(func(f *Facts) { f.Order = &cluster.Order{Step: cluster.StepPresenting} }), "at step presenting", "", time.Time{}},
 		"just over a third left":     {fresh(func(f *Facts) { f.Now = start.Add(60*day - time.Second) }), "", "", time.Time{}},

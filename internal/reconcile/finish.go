@@ -14,6 +14,7 @@ import (
 // told to end.
 func (p *pass) finish(ctx context.Context) cluster.Report {
 	ended := ctx.Err() != nil
+	p.report.Interrupted = ended
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), inventoryTimeout)
 	defer cancel()
 	p.report.Nodes = append(p.report.Nodes, p.ownStatus(ctx))
@@ -27,27 +28,29 @@ func (p *pass) finish(ctx context.Context) cluster.Report {
 
 // ownStatus has what the activations saw, and a look at the slots that none touched.
 func (p *pass) ownStatus(ctx context.Context) cluster.NodeStatus {
-	status := p.identity(ctx)
+	problem := p.lookAtSelf(ctx)
+	status := p.identity(ctx) // after the look, which may have set torn files aside
 	held, records, err := p.heldAndRecords(ctx)
-	if err != nil {
-		status.Problems = append(status.Problems, err.Error())
-		return status
+	if problem = cmp.Or(err, problem); problem != nil {
+		status.Problems = append(status.Problems, problem.Error())
 	}
-	var unseen []cert.Slot
 	slots := p.slots(held)
-	for _, slot := range slots {
-		if !p.placed(p.Settings.Node, slot) {
-			unseen = append(unseen, slot)
-		}
-	}
-	if placements, err := p.inspect(ctx, unseen); err != nil {
-		status.Problems = append(status.Problems, err.Error())
-	} else {
-		p.place(p.Settings.Node, placements...)
-	}
 	status.Held = newestOf(held, records.Tombstones, slots)
+	status.Unconfigured = p.Settings.unconfigured(slots)
 	status.Placements = p.sortedPlacements(p.Settings.Node)
 	return status
+}
+
+// lookAtSelf inspects the slots of this node that no activation saw.
+func (p *pass) lookAtSelf(ctx context.Context) error {
+	held, err := p.Store.Generations(ctx)
+	if err != nil {
+		return fmt.Errorf("generations held: %w", err)
+	}
+	unseen := slices.DeleteFunc(p.slots(held), func(slot cert.Slot) bool { return p.placed(p.Settings.Node, slot) })
+	placements, err := p.inspect(ctx, unseen)
+	p.place(p.Settings.Node, placements...)
+	return err
 }
 
 // newestOf are the newest generations of slots.
@@ -71,6 +74,9 @@ func (p *pass) peerStatus(ctx context.Context, v *peerView, ended bool) cluster.
 		status.Error, status.Hint = oneLine(err.Error()), cluster.HintOf(err)
 	} else if !ended {
 		p.lookAt(ctx, v)
+	}
+	if inv.Digest == p.Settings.Digest { // else what it wants is not known here
+		status.Unconfigured = p.Settings.unconfigured(p.slots(inv.Generations))
 	}
 	status.Placements = p.sortedPlacements(v.Name())
 	return status

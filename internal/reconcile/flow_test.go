@@ -145,7 +145,7 @@ func TestDemotionAtEveryCheckpointLeavesOneOrderToTheNextMaster(t *testing.T) {
 			a.mu.Unlock()
 			if report.Outcome == cluster.Done {
 				w.inService(slot, 1) // the demotion came when all was done
-			} else if report.Outcome != cluster.Failure {
+			} else if report.Outcome != cluster.NotMaster {
 				t.Errorf("outcome %s", report.Outcome)
 			}
 			w.master(1)
@@ -268,7 +268,7 @@ func TestDemotedAfterTheDownloadTheGenerationIsKept(t *testing.T) {
 		return nil
 	}
 	report := a.issue()
-	if a.newest(slot).Sequence != 1 || report.Outcome != cluster.Failure {
+	if a.newest(slot).Sequence != 1 || report.Outcome != cluster.NotMaster {
 		t.Errorf("kept %+v, outcome %s", a.newest(slot), report.Outcome)
 	}
 	if len(w.eventsOf("activate")) > 0 {
@@ -292,7 +292,7 @@ func TestADemotionWhileTheCAHangsEndsTheOrderSoon(t *testing.T) {
 		return context.Cause(ctx)
 	}
 	report := w.hosts[0].issue()
-	if row := rowOf(t, report, slot); row.Outcome != cluster.Failure || !strings.Contains(row.Error, "not MASTER") {
+	if row := rowOf(t, report, slot); row.Outcome != cluster.NotMaster || !strings.Contains(row.Error, "not MASTER") {
 		t.Errorf("row %+v", row)
 	}
 	w.ca.set(func() { w.ca.fault = nil })
@@ -357,6 +357,31 @@ func TestABackupDoesNotActivateWhatWasNotReleased(t *testing.T) {
 	}
 }
 
+// That an order is taken up the CA's adapter tells; where it was begun only the flow knows.
+func TestWhereAnOrderWasBegunIsToldIfThatIsAnotherNode(t *testing.T) {
+	for i, want := range []int{0, 1} {
+		w := newWorld(t, 2)
+		w.ca.fault = failAt("finalize", errOutage)
+		w.hosts[0].issue()
+		w.ca.set(func() { w.ca.fault = nil })
+		w.master(i)
+		var mu sync.Mutex
+		told := 0
+		w.hosts[i].Progress = func(l cluster.Progress) {
+			mu.Lock()
+			defer mu.Unlock()
+			if strings.Contains(l.Message, "was begun on proxy1") {
+				told++
+			}
+		}
+		w.hosts[i].issue()
+		w.inService(slot, 1)
+		if told != want {
+			t.Errorf("%s tells it %d times, want %d", w.hosts[i].name, told, want)
+		}
+	}
+}
+
 func TestOneCertificateThatHangsDelaysNoOther(t *testing.T) {
 	other := certificate("example.net", []string{"example.net"}, cert.EC256)
 	w := newWorld(t, 2, withCertificates(wildcard, other))
@@ -375,8 +400,8 @@ func TestOneCertificateThatHangsDelaysNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.inService(otherSlot, 1)
-	if row := rowOf(t, report, slot); row.Outcome != cluster.Failure {
-		t.Errorf("the hanging one: %+v", row)
+	if row := rowOf(t, report, slot); row.Outcome != cluster.Interrupted || row.Error != "interrupted" || !report.Interrupted {
+		t.Errorf("the hanging one: %+v, of an interrupted pass: %t", row, report.Interrupted)
 	}
 	w.ca.set(func() { w.ca.fault = nil })
 	w.hosts[0].issue()

@@ -95,7 +95,7 @@ func (s Settings) check(k cluster.Kept, newest cert.Generation, tombstones []clu
 	g := k.Generation
 	c, ok := s.certificate(g.Name)
 	if !ok || c.keyType(g.Algorithm) == "" {
-		return fmt.Errorf("%s: not in this node's configuration", g.Slot)
+		return errNotConfigured(g.Slot)
 	}
 	if want := k.Bundle.Generation(g.Name, g.Sequence); want.Slot != g.Slot || want.Compare(g) != 0 || !want.NotAfter.Equal(g.NotAfter) {
 		return fmt.Errorf("%s: the bundle is not the generation that it is said to be", g.Slot)
@@ -198,7 +198,7 @@ func (n *Node) Release(ctx context.Context, from string, releases []cluster.Rele
 	var out []cluster.Placement
 	for _, r := range releases {
 		g := r.Generation
-		err := releasable(g, cluster.Newest(held, records.Tombstones, g.Slot))
+		err := n.Settings.releasable(g, cluster.Newest(held, records.Tombstones, g.Slot))
 		if err == nil && !same(releasedOf(records, g.Slot), g) {
 			err = fmt.Errorf("release of generation %s of %s could not be recorded: %w", g.Fingerprint.Short(), g.Slot, cmp.Or(refused, cluster.ErrStale))
 		}
@@ -216,8 +216,10 @@ func failedPlacement(slot cert.Slot, outcome cluster.Outcome, err error) cluster
 	return cluster.Placement{Slot: slot, Proof: cluster.NoProof, Outcome: outcome, Error: oneLine(err.Error()), Hint: cluster.HintOf(err)}
 }
 
-func releasable(released, newest cert.Generation) error {
+func (s Settings) releasable(released, newest cert.Generation) error {
 	switch {
+	case s.displaced(released.Slot):
+		return errNotConfigured(released.Slot) // it would go to the path of the slot that is configured
 	case newest.IsZero() || released.Newer(newest):
 		return fmt.Errorf("generation %s of %s is not held here: stage it first", released.Fingerprint.Short(), released.Slot)
 	case newest.Newer(released):
@@ -241,11 +243,12 @@ func (n *Node) activate(ctx context.Context, generations []cert.Generation) []cl
 		}
 		targets = append(targets, n.Settings.target(g.Slot, bundle, n.earlier(ctx, held, g)))
 	}
-	return append(out, n.eachProxy(targets, cluster.Failure, func(p Proxy) ([]cluster.Placement, error) { return p.Activate(ctx, targets) })...)
+	return append(out, n.eachProxy(ctx, targets, cluster.Failure, func(p Proxy) ([]cluster.Placement, error) { return p.Activate(ctx, targets) })...)
 }
 
-// inspect tells where slots stand with every HAProxy of this node, beside the newest generation held. A slot of which
-// nothing is held has a target without a bundle, so that what is in place can be told.
+// inspect tells where slots stand with every HAProxy of this node, beside the newest generation that can be read. A slot
+// of which there is none has a target without a bundle, so that what is in place can be told. One that is displaced is
+// left out: what lies at its path is another slot's.
 func (n *Node) inspect(ctx context.Context, slots []cert.Slot) ([]cluster.Placement, error) {
 	held, records, err := n.heldAndRecords(ctx)
 	if err != nil {
@@ -253,15 +256,18 @@ func (n *Node) inspect(ctx context.Context, slots []cert.Slot) ([]cluster.Placem
 	}
 	var targets []cluster.Target
 	for _, slot := range slots {
+		if n.Settings.displaced(slot) {
+			continue
+		}
 		newest, bundle := n.newestReadable(ctx, held, records.Tombstones, slot)
 		targets = append(targets, n.Settings.target(slot, bundle, n.earlier(ctx, held, newest)))
 	}
-	return n.eachProxy(targets, "", func(p Proxy) ([]cluster.Placement, error) { return p.Inspect(ctx, targets) }), nil
+	return n.eachProxy(ctx, targets, "", func(p Proxy) ([]cluster.Placement, error) { return p.Inspect(ctx, targets) }), nil
 }
 
 // eachProxy asks the HAProxies side by side: one that hangs delays no other. What one does not answer for has a
 // placement with the outcome given, which names it by its place in the configuration.
-func (n *Node) eachProxy(targets []cluster.Target, outcome cluster.Outcome, ask func(Proxy) ([]cluster.Placement, error)) []cluster.Placement {
+func (n *Node) eachProxy(ctx context.Context, targets []cluster.Target, outcome cluster.Outcome, ask func(Proxy) ([]cluster.Placement, error)) []cluster.Placement {
 	if len(targets) == 0 {
 		return nil
 	}
@@ -271,6 +277,10 @@ func (n *Node) eachProxy(targets []cluster.Target, outcome cluster.Outcome, ask 
 		wg.Go(func() {
 			answered, err := ask(p)
 			if err != nil {
+				outcome := outcome
+				if outcome != "" {
+					outcome, err = failure(ctx, err)
+				}
 				answered = append(answered, unanswered(targets, answered, fmt.Sprintf("haproxy[%d]", i), outcome, err)...)
 			}
 			placements[i] = answered
@@ -331,19 +341,33 @@ func (n *Node) earlier(ctx context.Context, held []cert.Generation, newest cert.
 // Status tells where every slot stands on this node: those of the configuration, and those that are held and no longer
 // configured.
 func (n *Node) Status(ctx context.Context) (cluster.NodeStatus, error) {
-	status := n.identity(ctx)
 	held, records, err := n.heldAndRecords(ctx)
 	if err != nil {
 		return cluster.NodeStatus{}, err
 	}
 	slots := n.slots(held)
-	status.Held = newestOf(held, records.Tombstones, slots)
-	placements, err := n.inspect(ctx, slots)
-	if err != nil {
-		status.Problems = append(status.Problems, err.Error())
+	var newest []cert.Generation
+	for _, slot := range slots {
+		if g, bundle := n.newestReadable(ctx, held, records.Tombstones, slot); bundle != nil {
+			newest = append(newest, g)
+		}
 	}
-	status.Placements = placements
+	placements, problem := n.inspect(ctx, slots)
+	status := n.identity(ctx) // after the looks, which may have set torn files aside
+	if problem != nil {
+		status.Problems = append(status.Problems, problem.Error())
+	}
+	status.Held, status.Placements = newest, placements
+	status.Unconfigured = n.Settings.unconfigured(slotsOf(newest))
 	return status, nil
+}
+
+func slotsOf(generations []cert.Generation) []cert.Slot {
+	var out []cert.Slot
+	for _, g := range generations {
+		out = append(out, g.Slot)
+	}
+	return out
 }
 
 // identity is a status without slots.

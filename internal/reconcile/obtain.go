@@ -39,7 +39,7 @@ func (p *pass) obtain(ctx context.Context, c candidate) cert.Generation {
 	})
 	if err != nil {
 		p.tell("obtain", c.slot, "", "failed: %v", err)
-		p.failIssue(c.slot, err)
+		p.failIssue(ctx, c.slot, err)
 		return c.newest
 	}
 	p.tell("keep", c.slot, "", "generation %d (%s), valid until %s", kept.Sequence, kept.Fingerprint.Short(), kept.NotAfter.Format(time.DateOnly))
@@ -47,7 +47,7 @@ func (p *pass) obtain(ctx context.Context, c candidate) cert.Generation {
 }
 
 // failIssue writes why no certificate could be had into the report: put off, where the CA said when it may be asked.
-func (p *pass) failIssue(slot cert.Slot, err error) {
+func (p *pass) failIssue(ctx context.Context, slot cert.Slot, err error) {
 	if putOff, ok := errors.AsType[*cluster.PutOffError](err); ok {
 		p.putOff(slot, putOff)
 		return
@@ -57,7 +57,8 @@ func (p *pass) failIssue(slot cert.Slot, err error) {
 		p.putOff(slot, &cluster.PutOffError{Until: issue.NextTry, Cause: err.Error()})
 		return
 	}
-	p.fail(slot, cluster.Failure, err)
+	outcome, err := failure(ctx, err)
+	p.fail(slot, outcome, err)
 	if ok {
 		p.row(slot, func(row *cluster.CertificateReport) {
 			row.NextTry = issue.NextTry
@@ -116,7 +117,9 @@ func (p *pass) takeUp(ctx context.Context, c candidate) (cluster.Order, error) {
 func (p *pass) openOrNew(ctx context.Context, c candidate) (cluster.Order, error) {
 	if c.order != nil {
 		order := *c.order
-		p.tell("obtain", c.slot, "", "taking up order %s at step %s, begun on %s", order.ID[:min(8, len(order.ID))], order.Step, order.Node)
+		if order.Node != p.Settings.Node { // that it is taken up the CA's adapter tells
+			p.tell("obtain", c.slot, "", "order %s was begun on %s", order.ID[:min(8, len(order.ID))], order.Node)
+		}
 		order.Node = p.Settings.Node
 		return order, nil
 	}
@@ -370,12 +373,12 @@ func (p *pass) nextSequence(ctx context.Context, slot cert.Slot) (uint64, error)
 
 // recordFailure writes how the attempt ended. The caller's context may be dead: the record has its own time.
 func (p *pass) recordFailure(ctx context.Context, order cluster.Order, attempt cluster.Attempt, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWordsTimeout)
-	defer cancel()
 	attempt.End, attempt.Problem = cluster.Failed, oneLine(cause.Error())
-	if errors.Is(cause, context.Canceled) || errors.Is(cause, cluster.ErrNotMaster) {
+	if outcome, _ := failure(ctx, cause); outcome != cluster.Failure || errors.Is(cause, context.Canceled) {
 		attempt.End = cluster.Canceled
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWordsTimeout)
+	defer cancel()
 	if errors.Is(cause, cluster.ErrOrderTaken) {
 		// Its key went nowhere; the next try makes a new order once the other has ended.
 		order.End, order.Problem = cluster.Failed, oneLine(cause.Error())

@@ -142,7 +142,7 @@ func (p *pass) sweep(ctx context.Context) {
 	}
 	records, err := p.Store.Records(ctx)
 	if err != nil {
-		p.warn("records held: %v", err)
+		p.warnUnlessEnded(ctx, "records held: %v", err)
 		return
 	}
 	all := p.orders(records)
@@ -153,13 +153,13 @@ func (p *pass) sweep(ctx context.Context) {
 		}
 		cleaned, err := p.Issuer.CleanUp(ctx, account, o)
 		if err != nil {
-			p.warn("%s: TXT values of order %s: %v", o.Slot, o.ID, err)
+			p.warnUnlessEnded(ctx, "%s: TXT values of order %s: %v", o.Slot, o.ID, err)
 		}
 		if slices.Equal(cleaned.Records, o.Records) {
 			continue
 		}
 		if err := p.record(ctx, cluster.Records{Orders: []cluster.Order{cleaned}}); err != nil {
-			p.warn("%s: record of order %s: %v", o.Slot, o.ID, err)
+			p.warnUnlessEnded(ctx, "%s: record of order %s: %v", o.Slot, o.ID, err)
 		}
 	}
 }

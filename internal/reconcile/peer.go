@@ -50,10 +50,13 @@ func (v *peerView) inv() cluster.Inventory {
 
 // ask takes the peer's inventory. The peer is who it was said to be, or nothing that it says counts.
 func (v *peerView) ask(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, inventoryTimeout)
+	limited, cancel := context.WithTimeout(ctx, inventoryTimeout)
 	defer cancel()
 	start := time.Now()
-	inventory, err := v.Inventory(ctx)
+	inventory, err := v.Inventory(limited)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		err = errInterrupted
+	}
 	if err == nil && inventory.Node != v.Name() {
 		err = cluster.WithHint(fmt.Errorf("the node at %s's address says that it is %q", v.Name(), inventory.Node),
 			"compare `node` and `nodes` in the configuration of both hosts")

@@ -190,7 +190,7 @@ func TestAPassThatIsToldToEndSaysWhatItDidNotDo(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.hosts[0].links["proxy2"].lie = func(*cluster.Inventory) { cancel() }
 	report, err := w.hosts[0].pass(ctx, Wanted{MasterOnly: true})
-	if err == nil && report.Outcome != cluster.Failure {
+	if err == nil && (report.Outcome != cluster.Interrupted || !report.Interrupted) {
 		t.Errorf("outcome %s of a pass that was cancelled at its begin", report.Outcome)
 	}
 	w.hosts[0].links["proxy2"].lie = nil
@@ -403,6 +403,152 @@ func TestAnotherConfigurationOnAPeerIsToldAndNothingIsRenewedForIt(t *testing.T)
 	w.hosts[1].Node.Settings = w.hosts[1].Settings
 	w.hosts[0].issue()
 	w.inService(slot, 2)
+}
+
+// The peer would refuse what its configuration does not want: the MASTER alone would serve it.
+func TestAKeyTypeThatOnlyTheMasterHasIsNotOrderedUnlessAskedFor(t *testing.T) {
+	w := newWorld(t, 2)
+	w.hosts[0].issue()
+	rsa := cert.Slot{Name: "example.org", Algorithm: cert.RSA}
+	w.hosts[0].Settings.Certificates = []Certificate{certificate("example.org", []string{"example.org", "*.example.org"}, cert.EC256, cert.RSA2048)}
+	w.hosts[0].Settings.Digest = "edited"
+	report := w.hosts[0].issue()
+	w.orders(1, 1)
+	row := rowOf(t, report, rsa)
+	if row.Outcome != cluster.Waiting || !strings.Contains(row.Error, "none was issued yet, but proxy2 runs another configuration") || row.Hint == "" {
+		t.Errorf("row %+v", row)
+	}
+	if other := rowOf(t, report, slot); other.Outcome != cluster.Unchanged {
+		t.Errorf("the slot that both want: %+v", other)
+	}
+	w.lax = true // the peer refuses it: what a person insists on
+	report = w.hosts[0].issue("example.org")
+	if row := rowOf(t, report, rsa); !row.Ordered || row.Hint != "make the configuration the same on every node" {
+		t.Errorf("asked for: %+v", row)
+	}
+}
+
+// After ec256 -> rsa2048 both bundles have one path: the held ecdsa slot is told, and nothing is compared with that path.
+func TestAnAlgorithmThatIsNoLongerConfiguredIsToldAndNotLookedAt(t *testing.T) {
+	w := newWorld(t, 2)
+	w.hosts[0].issue()
+	gone := certificate("gone.example", []string{"gone.example"}, cert.EC256)
+	for _, h := range w.hosts {
+		b := w.ca.signer.Issue(t, certtest.Options{Domains: gone.Domains, NotBefore: w.Now(), NotAfter: w.Now().Add(90 * day)})
+		if err := h.disk.Store.Keep(context.Background(), cluster.Kept{Generation: b.Generation(gone.Name, 1), Bundle: b}); err != nil {
+			t.Fatal(err)
+		}
+		h.Settings.Certificates = []Certificate{certificate("example.org", []string{"example.org", "*.example.org"}, cert.RSA2048)}
+		h.Node.Settings = h.Settings
+	}
+	report := w.hosts[0].issue()
+	own, err := w.hosts[0].Node.Status(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsa, goneSlot := cert.Slot{Name: "example.org", Algorithm: cert.RSA}, gone.Slots()[0]
+	for from, s := range map[string]cluster.NodeStatus{"status": own, "the pass": report.Nodes[0], "the pass, of the peer": report.Nodes[1]} {
+		if !slices.Equal(s.Unconfigured, []cert.Slot{slot, goneSlot}) {
+			t.Errorf("%s: unconfigured %v", from, s.Unconfigured)
+		}
+		if len(s.Held) != 3 {
+			t.Errorf("%s: held %v", from, s.Held)
+		}
+		for _, pl := range s.Placements {
+			if pl.Slot == slot {
+				t.Errorf("%s looks for %s: %+v", from, slot, pl)
+			}
+		}
+	}
+	if !slices.Equal(placedSlots(own), []cert.Slot{rsa, goneSlot}) || !slices.Equal(placedSlots(report.Nodes[0]), []cert.Slot{rsa, goneSlot}) {
+		t.Errorf("placements %v, and of the pass %v", placedSlots(own), placedSlots(report.Nodes[0]))
+	}
+}
+
+func placedSlots(s cluster.NodeStatus) []cert.Slot {
+	var out []cert.Slot
+	for _, pl := range s.Placements {
+		out = append(out, pl.Slot)
+	}
+	return out
+}
+
+// Its path is the configured slot's: a release by a MASTER with another configuration must not put it there.
+func TestAHeldSlotThatIsNoLongerConfiguredIsNotActivated(t *testing.T) {
+	w := newWorld(t, 2)
+	w.hosts[0].issue()
+	b := w.hosts[1].Node
+	b.Settings.Certificates = []Certificate{certificate("example.org", []string{"example.org", "*.example.org"}, cert.RSA2048)}
+	before := w.hosts[1].proxy.activations
+	placements, err := b.Release(context.Background(), "proxy1", []cluster.Release{{Generation: w.hosts[1].newest(slot), Node: "proxy1", Time: w.Now()}})
+	if err != nil || len(placements) != 1 || placements[0].Outcome != cluster.Failure || !strings.Contains(placements[0].Error, "not in this node's configuration") {
+		t.Errorf("placements %+v, %v", placements, err)
+	}
+	if w.hosts[1].proxy.activations != before {
+		t.Error("it is activated")
+	}
+}
+
+func TestTheFirstStatusAfterATornBundleTellsOfIt(t *testing.T) {
+	w := newWorld(t, 1)
+	w.hosts[0].issue()
+	w.hosts[0].issue("example.org")
+	m := w.hosts[0].disk.Store.(*memory)
+	m.torn = map[cert.Fingerprint]bool{w.hosts[0].newest(slot).Fingerprint: true}
+	status, err := w.hosts[0].Node.Status(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(status.Held) != 1 || status.Held[0].Sequence != 1 || !slices.Contains(status.Problems, "a torn file was set aside") {
+		t.Errorf("held %v, problems %q", status.Held, status.Problems)
+	}
+}
+
+// A signal is no word about the role, and the errors can be told apart by their sentinels.
+func TestAPassThatASignalEndsIsNotSaidToBeDemoted(t *testing.T) {
+	w := newWorld(t, 2)
+	h := w.hosts[0]
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(errors.New("interrupt signal received"))
+	h.roleErr = errors.New("read the role: interrupt signal received")
+	if err := h.fence(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, cluster.ErrNotMaster) {
+		t.Errorf("fence: %v", err)
+	}
+	if _, err := h.pass(ctx, Wanted{MasterOnly: true}); !errors.Is(err, context.Canceled) || errors.Is(err, cluster.ErrNotMaster) {
+		t.Errorf("pass: %v", err)
+	}
+	h.roleErr = nil
+	report, err := h.pass(ctx, Wanted{MasterOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := rowOf(t, report, slot)
+	if row.Outcome != cluster.Interrupted || row.Error != "interrupted" || !report.Interrupted {
+		t.Errorf("row %+v, interrupted %t", row, report.Interrupted)
+	}
+	if s := statusOf(t, report, "proxy2"); s.Error != "interrupted" {
+		t.Errorf("the peer's error %q", s.Error)
+	}
+	if len(report.Warnings) > 0 {
+		t.Errorf("warnings %q", report.Warnings)
+	}
+}
+
+func TestAPassThatIsToldToEndWarnsOfNothingThatFailsForIt(t *testing.T) {
+	onBoth(t, func(t *testing.T, world func(int, ...option) *world) {
+		h := world(2).hosts[0]
+		p, err := h.begin(context.Background(), Wanted{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		p.adopt(ctx)
+		p.sweep(ctx)
+		if len(p.report.Warnings) > 0 {
+			t.Errorf("warnings %q", p.report.Warnings)
+		}
+	})
 }
 
 func TestATornBundleIsAdoptedAnewAndNothingGoesBack(t *testing.T) {

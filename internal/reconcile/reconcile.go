@@ -1,7 +1,9 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,7 +47,7 @@ func (r *Reconciler) Pass(ctx context.Context, wanted Wanted) (cluster.Report, e
 	p.adopt(ctx)
 	due, settled, err := p.due(ctx)
 	if err != nil {
-		return cluster.Report{}, err
+		return cluster.Report{}, cmp.Or(ended(ctx), err)
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { p.bring(ctx, settled...) }) // stage, activate
@@ -80,7 +82,7 @@ type placementKey struct {
 func (r *Reconciler) begin(ctx context.Context, wanted Wanted) (*pass, error) {
 	seen, err := r.Roles.Role(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("role: %w", err)
+		return nil, cmp.Or(ended(ctx), fmt.Errorf("role: %w", err))
 	}
 	if wanted.MasterOnly && seen.Role != cluster.Master {
 		return nil, notMaster(seen)
@@ -110,9 +112,12 @@ func notMaster(seen cluster.Seen) error {
 		"run it on %s", seen.Master)
 }
 
-// fence reads the role again: only a node that is MASTER now goes on.
+// fence reads the role again: only a node that is MASTER now goes on. Where ctx ended nothing is said of the role.
 func (r *Reconciler) fence(ctx context.Context) error {
 	seen, err := r.Roles.Role(ctx)
+	if ended := ended(ctx); ended != nil {
+		return ended
+	}
 	if err != nil {
 		return fmt.Errorf("role: %w: %w", cluster.ErrNotMaster, err)
 	}
@@ -145,6 +150,35 @@ func (r *Reconciler) whileMaster(ctx context.Context) (context.Context, context.
 
 // rolePoll is how often the role is read while an order is under way; a demotion cancels it within a second.
 const rolePoll = 300 * time.Millisecond
+
+// ended is why ctx ended: the demotion that ended it, or context.Canceled or context.DeadlineExceeded whatever its cause
+// (a signal's text is none that callers can match); nil while it goes on.
+func ended(ctx context.Context) error {
+	if cause := context.Cause(ctx); errors.Is(cause, cluster.ErrNotMaster) {
+		return cause
+	}
+	return ctx.Err()
+}
+
+// failure is how a step of the pass of ctx ended that failed with err, and what there is to say of it: it failed, or was
+// cut off by a demotion, or because the pass was told to end.
+func failure(ctx context.Context, err error) (cluster.Outcome, error) {
+	switch {
+	case errors.Is(err, cluster.ErrNotMaster):
+		return cluster.NotMaster, err
+	case ctx.Err() == nil || !errors.Is(err, ctx.Err()) && !errors.Is(err, context.Cause(ctx)):
+		return cluster.Failure, err
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return cluster.Interrupted, errOutOfTime
+	}
+	return cluster.Interrupted, errInterrupted
+}
+
+// The errors of what was not done because the pass was told to end.
+var (
+	errInterrupted = errors.New("interrupted")
+	errOutOfTime   = errors.New("interrupted: out of time")
+)
 
 // concurrently runs the candidates side by side, at most Settings.Concurrency at once; those of one set of identifiers
 // one after the other, because a CA hands the same pending order out for the same set again.
@@ -188,6 +222,13 @@ func (p *pass) warn(format string, args ...any) {
 	defer p.mu.Unlock()
 	if !slices.Contains(p.report.Warnings, line) {
 		p.report.Warnings = append(p.report.Warnings, line)
+	}
+}
+
+// warnUnlessEnded is warn for what fails: not where it does because the pass was told to end.
+func (p *pass) warnUnlessEnded(ctx context.Context, format string, args ...any) {
+	if ctx.Err() == nil {
+		p.warn(format, args...)
 	}
 }
 

@@ -72,12 +72,29 @@ func (s Settings) configured(slot cert.Slot) bool {
 	return ok && c.keyType(slot.Algorithm) != ""
 }
 
+// unconfigured are those of slots that the configuration does not want.
+func (s Settings) unconfigured(slots []cert.Slot) []cert.Slot {
+	return slices.DeleteFunc(slices.Clone(slots), s.configured)
+}
+
+// displaced tells that a slot's name is configured, but not its algorithm: the path that its bundle had may be that of
+// a slot which is.
+func (s Settings) displaced(slot cert.Slot) bool {
+	_, ok := s.certificate(slot.Name)
+	return ok && !s.configured(slot)
+}
+
+// errNotConfigured is the error of a slot that a peer offers and this node's configuration does not want.
+func errNotConfigured(slot cert.Slot) error {
+	return cluster.WithHint(fmt.Errorf("%s: not in this node's configuration", slot), "make the configuration the same on every node")
+}
+
 func (s Settings) unknownName(name string) error {
 	var names []string
 	for _, c := range s.Certificates {
 		names = append(names, c.Name)
 	}
-	return cluster.WithHint(fmt.Errorf("certificate %q: not in the configuration: %w", name, cluster.ErrUsage),
+	return cluster.WithHint(cluster.Usage(fmt.Errorf("certificate %q: not in the configuration", name)),
 		"use one of: %s", strings.Join(names, ", "))
 }
 

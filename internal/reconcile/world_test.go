@@ -344,6 +344,7 @@ type memory struct {
 	torn    map[cert.Fingerprint]bool // set aside by the read that finds it
 	stuck   map[cert.Fingerprint]bool // cannot be read, and stays
 	reads   int
+	aside   int
 }
 
 func (m *memory) Generations(context.Context) ([]cert.Generation, error) {
@@ -367,6 +368,7 @@ func (m *memory) Bundle(_ context.Context, g cert.Generation) (*cert.Bundle, err
 	case m.torn[g.Fingerprint]:
 		m.held = slices.Delete(m.held, i, i+1)
 		delete(m.torn, g.Fingerprint)
+		m.aside++
 		return nil, errors.New("torn file, set aside")
 	case m.stuck[g.Fingerprint]:
 		return nil, errors.New("input/output error")
@@ -413,7 +415,11 @@ func (m *memory) Merge(_ context.Context, r cluster.Records) error {
 	return nil
 }
 
-func (m *memory) Problems(context.Context) []string { return nil }
+func (m *memory) Problems(context.Context) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Repeat([]string{"a torn file was set aside"}, m.aside)
+}
 
 // fakeProxy is a HAProxy: bundle files, what was loaded, and what a handshake shows.
 type fakeProxy struct {

@@ -130,13 +130,13 @@ func (s *Store) lying() []string {
 	if err != nil {
 		out = append(out, fmt.Sprintf("list the files set aside: %v", err))
 	}
+	byKind := map[string][]string{}
 	for _, e := range entries {
-		path := filepath.Join(s.path(asideName), e.Name())
-		if reason, ok := s.reasons[e.Name()]; ok {
-			out = append(out, fmt.Sprintf("%s; it is not used and was set aside as %s", reason, path))
-			continue
-		}
-		out = append(out, describeAside(e.Name(), path))
+		kind, _ := partsOfAside(e.Name())
+		byKind[kind] = append(byKind[kind], e.Name())
+	}
+	for kind, names := range byKind {
+		out = append(out, s.describeKind(kind, names)...)
 	}
 	for rel, f := range s.stuck {
 		if !s.lies(f) {
@@ -149,13 +149,45 @@ func (s *Store) lying() []string {
 	return out
 }
 
-// describeAside tells what the name of a file in aside/ says, where another process put it there.
-func describeAside(name, path string) string {
-	parts := strings.SplitN(name, "-", 4)
-	if len(parts) == 4 {
-		if at, err := time.Parse(fileTime, parts[0]); err == nil {
-			return fmt.Sprintf("a %s file was set aside at %s as %s; it is not used", parts[2], at.Format(time.RFC3339), path)
+// mostDescribed is how many files of one kind are described one by one.
+const mostDescribed = 3
+
+// describeKind tells of the files of one kind in aside/, whose names are sorted and so from the earliest to the latest.
+func (s *Store) describeKind(kind string, names []string) (out []string) {
+	if n := len(names); n > mostDescribed {
+		last := filepath.Join(s.path(asideName), names[n-1])
+		if kind == "" {
+			return []string{fmt.Sprintf("%d files in %s are none of certsync's, one of them %s; they are not used: look at them, then remove them", n, filepath.Dir(last), last)}
 		}
+		return []string{fmt.Sprintf("%d %s files were set aside, the last as %s; they are not used: look at them, then remove them", n, kind, last)}
+	}
+	for _, name := range names {
+		out = append(out, s.describeAside(name)+": look at it, then remove it")
+	}
+	return out
+}
+
+// describeAside tells why a file lies in aside/, or, where another process put it there, what its name says.
+func (s *Store) describeAside(name string) string {
+	path := filepath.Join(s.path(asideName), name)
+	if reason, ok := s.reasons[name]; ok {
+		return fmt.Sprintf("%s; it is not used and was set aside as %s", reason, path)
+	}
+	if kind, at := partsOfAside(name); kind != "" {
+		return fmt.Sprintf("a %s file was set aside at %s as %s; it is not used", kind, at.Format(time.RFC3339), path)
 	}
 	return fmt.Sprintf("%s is none of certsync's; it is not used", path)
+}
+
+// partsOfAside are what the name of a file in aside/ says; kind is "" where certsync did not name it.
+func partsOfAside(name string) (kind string, at time.Time) {
+	parts := strings.SplitN(name, "-", 4)
+	if len(parts) < 4 {
+		return "", time.Time{}
+	}
+	at, err := time.Parse(fileTime, parts[0])
+	if err != nil {
+		return "", time.Time{}
+	}
+	return parts[2], at
 }

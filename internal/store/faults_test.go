@@ -214,7 +214,7 @@ func TestAFullDiskLeavesTheOldStateReadable(t *testing.T) {
 		for what, err := range map[string]error{
 			"Keep": s.Keep(t.Context(), next), "Keep of a new name": s.Keep(t.Context(), elsewhere), "Merge": s.Merge(t.Context(), more),
 		} {
-			if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), s.dir) {
+			if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), s.dir) || cluster.HintOf(err) != "make room on the file system of "+s.dir {
 				t.Errorf("%s on a full disk: %v", what, err)
 			}
 			if err != nil && strings.Contains(err.Error(), "PRIVATE") {

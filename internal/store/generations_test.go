@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"math"
 	"os"
@@ -286,9 +287,7 @@ func TestKeepReplacesATornFileOfTheSameGeneration(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if n, want := len(s.Problems(t.Context())), len(damage(t, k)); n != want {
-		t.Errorf("%d problems, want %d", n, want)
-	}
+	wantAside(t, s, len(damage(t, k)), torn)
 }
 
 // TestABundleCutAnywhereIsNeverTrusted cuts the file at each byte.
@@ -400,4 +399,17 @@ func TestHalfMadeSlotsAreNoProblem(t *testing.T) {
 	k := issue(t, "b.org", 1, testNow)
 	keep(t, s, k)
 	wantGenerations(t, s, k)
+}
+
+// wantAside wants n files in aside/, more than are described one by one, told in one line.
+func wantAside(t *testing.T, s *Store, n int, kind string) {
+	t.Helper()
+	entries, err := os.ReadDir(s.path(asideName))
+	if err != nil || len(entries) != n || n <= mostDescribed {
+		t.Errorf("%d files are set aside, want %d, more than %d (%v)", len(entries), n, mostDescribed, err)
+	}
+	p := s.Problems(t.Context())
+	if len(p) != 1 || !strings.HasPrefix(p[0], fmt.Sprintf("%d %s files were set aside", n, kind)) || !strings.HasSuffix(p[0], "look at them, then remove them") {
+		t.Errorf("problems %q", p)
+	}
 }

@@ -32,6 +32,11 @@ type fileLock struct {
 // createLock makes a lock's file, so that a full disk later keeps nobody from locking.
 func createLock(path string) error {
 	f, err := openLock(path)
+	if errors.Is(err, unix.EROFS) {
+		if _, missing := os.Lstat(path); missing == nil {
+			return nil // the state can be looked at; a change tells of it
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -49,8 +54,8 @@ func openLock(path string) (*os.File, error) {
 // takeLock takes the lock of path for what, and waits for it until ctx ends; it tries at least once.
 func takeLock(ctx context.Context, path, what string) (*fileLock, error) {
 	for pause := lockPauseMin; ; pause = min(2*pause, lockPauseMax) {
-		if err := context.Cause(ctx); errors.Is(err, context.Canceled) {
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return nil, notHad(ctx, path, "")
 		}
 		lock, err := tryLock(path)
 		if err != nil {
@@ -65,9 +70,35 @@ func takeLock(ctx context.Context, path, what string) (*fileLock, error) {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, fmt.Errorf("lock %s: held by %s: %w: %w", path, holder(path), cluster.ErrBusy, context.Cause(ctx))
+			return nil, notHad(ctx, path, holder(path))
 		}
 	}
+}
+
+// notHad is the error of a wait for the lock of path that ended with ctx: who holds it, where the time was up.
+func notHad(ctx context.Context, path, holder string) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("lock %s: %w", path, contextError(ctx))
+	}
+	return &busyError{fmt.Sprintf("lock %s: held by %s: %v", path, holder, cluster.ErrBusy), contextError(ctx)}
+}
+
+// busyError is cluster.ErrBusy and the end of the wait; that its time was up is not worth a word to a person.
+type busyError struct {
+	text string
+	end  error
+}
+
+func (e *busyError) Error() string   { return e.text }
+func (e *busyError) Unwrap() []error { return []error{cluster.ErrBusy, e.end} }
+
+// contextError is why ctx ended: its error and, where it has one, its cause.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if cause == nil || errors.Is(err, cause) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // tryLock is nil where another one holds the lock.

@@ -99,6 +99,9 @@ func TestLocksObeyTheirContext(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, cluster.ErrBusy) {
 			t.Errorf("%s with a deadline: %v", what, err)
 		}
+		if strings.Contains(err.Error(), context.DeadlineExceeded.Error()) {
+			t.Errorf("%s with a deadline tells of our clock: %v", what, err)
+		}
 		ctx, cancel = context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- call(ctx) }()

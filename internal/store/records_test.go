@@ -475,9 +475,7 @@ func TestForeignThingsAmongTheRecordsAreSetAside(t *testing.T) {
 	if left, err := os.ReadDir(s.path("orders")); err != nil || len(left) != 1 {
 		t.Errorf("orders holds %v (%v), want one file", left, err)
 	}
-	if p := s.Problems(t.Context()); len(p) != 8 {
-		t.Errorf("%d problems, want 8: %q", len(p), p)
-	}
+	wantAside(t, s, 8, foreign)
 }
 
 // TestMergesInAnyOrderAndDuplicationEndAlike: two nodes that heard the same things, however often and in whatever

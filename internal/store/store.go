@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"certsync/internal/cluster"
@@ -94,7 +95,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		s.keep = DefaultKeep
 	}
 	if err := s.prepare(); err != nil {
-		return nil, fmt.Errorf("open state %s: %w", abs, err)
+		return nil, s.roomHint(err) // every one of them names its path
 	}
 	return s, nil
 }
@@ -104,7 +105,7 @@ func (s *Store) prepare() error {
 	if err := s.makeRoot(); err != nil {
 		return err
 	}
-	if err := checkFolder(s.dir); err != nil {
+	if err := checkFolder(s.dir, func(owner int) string { return "run it as " + orRoot(owner) }); err != nil {
 		return err
 	}
 	err := s.checkFormat()
@@ -186,15 +187,15 @@ func (s *Store) change(ctx context.Context, what string, f func() error) error {
 
 // locked runs f with store.lock held, for which it waits at most wait.
 func (s *Store) locked(ctx context.Context, what string, wait time.Duration, f func() error) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
+	if ctx.Err() != nil {
+		return contextError(ctx)
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("lock %s: another change of this process holds it: %w: %w", s.path(storeLockName), cluster.ErrBusy, context.Cause(ctx))
+		return notHad(ctx, s.path(storeLockName), "another change of this process")
 	}
 	defer func() { <-s.turn }()
 	lock, err := takeLock(ctx, s.path(storeLockName), what)
@@ -202,7 +203,15 @@ func (s *Store) locked(ctx context.Context, what string, wait time.Duration, f f
 		return err
 	}
 	defer lock.release()
-	return f()
+	return s.roomHint(f())
+}
+
+// roomHint adds the mend to the error of a full disk.
+func (s *Store) roomHint(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return cluster.WithHint(err, "make room on the file system of %s", s.dir)
+	}
+	return err
 }
 
 // LockActor takes the actor lock: one daemon or changing command a machine. what says to others what its holder does
@@ -254,8 +263,12 @@ func (s *Store) makeFolder(rel string) error {
 	case !errors.Is(err, fs.ErrExist):
 		return err
 	}
-	if err := checkFolder(path); err != nil {
+	if err := checkFolder(path, func(int) string { return fmt.Sprintf("chown -R %s %s", userName(os.Geteuid()), path) }); err != nil {
 		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() == 0o700 {
+		return err // a file system that is mounted read-only may be looked at
 	}
 	// One that was made by hand, or came from a backup, may be open to other readers.
 	return os.Chmod(path, 0o700)

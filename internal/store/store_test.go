@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"certsync/internal/cert"
 	"certsync/internal/cert/certtest"
 	"certsync/internal/cluster"
@@ -271,6 +273,40 @@ func TestOpenClosesFoldersThatOthersCanRead(t *testing.T) {
 	}
 }
 
+// On a file system that is mounted read-only a needless chmod would fail, and `status` with it.
+func TestOpenChangesNoFolderThatIsAsItShouldBe(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	changed := func(name string) unix.Timespec {
+		var stat unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, name), &stat); err != nil {
+			t.Fatal(err)
+		}
+		return stat.Ctim
+	}
+	open(t, dir)
+	before := changed("generations")
+	for tick := changed("tmp"); tick == before; tick = changed("tmp") { // until the file system's clock has moved on
+		if err := os.Chmod(filepath.Join(dir, "tmp"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(t, dir)
+	if after := changed("generations"); after != before {
+		t.Errorf("generations is changed by an Open at %v, was at %v", after, before)
+	}
+}
+
+func TestOpenSaysItsFolderOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	open(t, dir)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, Options{}); err == nil || strings.Count(err.Error(), dir) != 1 {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestOpenRefusesTheStateOfAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		skip(t, "chown needs root")
@@ -282,7 +318,7 @@ func TestOpenRefusesTheStateOfAnotherUser(t *testing.T) {
 	}
 	before := files(t, dir)
 	_, err := Open(dir, Options{})
-	if err == nil || !strings.Contains(err.Error(), "belongs to uid 65534") || !strings.Contains(cluster.HintOf(err), "run certsync as") {
+	if err == nil || !strings.Contains(err.Error(), "belongs to uid 65534") || cluster.HintOf(err) != "run it as "+userName(65534) {
 		t.Errorf("error %v, hint %q", err, cluster.HintOf(err))
 	}
 	if after := files(t, dir); !reflect.DeepEqual(before, after) {
