@@ -32,6 +32,8 @@ type activation struct {
 	patience time.Time
 	// swept are the folders that were cleared of what a killed certsync left.
 	swept map[string]bool
+	// files are the bundle files of this call's targets: none of them is another one's rival.
+	files map[string]bool
 }
 
 // undo is what to do, in reverse order, where a step fails.
@@ -78,12 +80,13 @@ func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Place
 	}
 	a.sweep(filepath.Dir(v.real))
 	if a.inService(ctx, &v) {
-		return settled(v)
+		a.retireOthers(ctx, &v)
+		return a.settled(ctx, v)
 	}
 	var u undo
 	err := a.apply(ctx, &v, &u)
 	switch {
-	case errors.Is(err, errReload), errors.Is(err, cluster.ErrNotRunning):
+	case errors.Is(err, errReload), errors.Is(err, cluster.ErrNotRunning), err != nil && errors.Is(err, v.memoryErr):
 		return a.onDisk(ctx, v, err)
 	case err != nil:
 		return a.undo(ctx, v, u, err)
@@ -92,21 +95,26 @@ func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Place
 	switch v.placement.Proof {
 	case cluster.Proven:
 		v.placement.Outcome = cluster.Done
+		a.retireOthers(ctx, &v)
 	case cluster.NoProof:
 		v.placement.Outcome = cluster.Unproven
 	default:
-		return a.undo(ctx, v, u, disproven(v))
+		return a.undo(ctx, v, u, a.disproven(ctx, v))
 	}
 	return v.placement
 }
 
-// inService tells that there is nothing to do. Without a runtime socket only a handshake can say so.
+// inService tells that there is nothing to do. Where HAProxy's memory is not known there is, whatever a handshake shows:
+// to say so, since the next bundle could not be loaded. An earlier file of the certificate that a killed certsync did not
+// get to is loaded at the next reload.
 func (a *activation) inService(ctx context.Context, v *view) bool {
-	if !v.diskRight() || v.exposed || v.memoryErr == nil && !v.memoryRight() {
+	if !v.diskRight() || v.exposed || v.memoryErr != nil || !v.memoryRight() {
 		return false
 	}
 	a.handshake(ctx, v)
-	return v.memoryErr == nil || v.placement.Proof == cluster.Proven
+	return !slices.ContainsFunc(a.sameFamily(v), func(r rival) bool {
+		return v.placement.Proof == cluster.Disproven || r.disk.Fingerprint() != v.Bundle.Fingerprint()
+	})
 }
 
 // sweep clears dir of what a killed certsync left, once.
@@ -137,28 +145,30 @@ func (a *activation) check(ctx context.Context, v *view) error {
 	if err := b.Verify(cert.Want{Now: a.p.config.Now(), NotBeforeSkew: cluster.MaxSkew}); err != nil {
 		return fmt.Errorf("activate %s: %w", v.Slot, err)
 	}
-	if v.memoryErr != nil && !errors.Is(v.memoryErr, cluster.ErrNotRunning) {
-		return fmt.Errorf("activate %s: %w", v.Slot, v.memoryErr)
-	}
 	return nil
 }
 
 // settled is a target that needs nothing done.
-func settled(v view) cluster.Placement {
+func (a *activation) settled(ctx context.Context, v view) cluster.Placement {
 	switch v.placement.Proof {
 	case cluster.Proven:
 		v.placement.Outcome = cluster.Unchanged
 	case cluster.NoProof:
 		v.placement.Outcome = cluster.Unproven
 	default:
-		return failure(v, cluster.Failure, disproven(v))
+		return failure(v, cluster.Failure, a.disproven(ctx, v))
 	}
 	return v.placement
 }
 
 // disproven is the error of a handshake that showed something else although disk and memory are right.
-func disproven(v view) error {
-	return cluster.WithHint(fmt.Errorf("activate %s: handshake: %w: %s", v.Slot, cluster.ErrRejected, v.placement.Served.Note),
+func (a *activation) disproven(ctx context.Context, v view) error {
+	err := fmt.Errorf("activate %s: handshake: %w: %s", v.Slot, cluster.ErrRejected, v.placement.Served.Note)
+	if other := a.shadow(ctx, &v); other != "" {
+		return cluster.WithHint(fmt.Errorf("%w, which HAProxy has as %s", err, other),
+			"%s is loaded too and covers the same names: take it off the bind line (or remove it) and reload HAProxy", other)
+	}
+	return cluster.WithHint(err,
 		"see whether another certificate of that bind covers the same name, and whether haproxy.verify names the bind that serves %s", v.path)
 }
 
@@ -166,9 +176,9 @@ func disproven(v view) error {
 func (a *activation) onDisk(ctx context.Context, v view, cause error) cluster.Placement {
 	v.lookOnDisk()
 	a.handshake(ctx, &v)
-	if errors.Is(cause, cluster.ErrNotRunning) && !v.placement.Served.IsZero() {
-		cause = cluster.WithHint(fmt.Errorf("HAProxy serves, but not on its runtime socket: %w", cause),
-			"add `stats socket %s mode 660 level admin` to HAProxy's global section, and reload HAProxy", a.p.runtime.address)
+	cause = a.deaf(&v, cause)
+	if base := a.hidesFamilies(ctx, &v); base != "" && errors.Is(cause, errReload) {
+		cause = cluster.WithHint(cause, "%s is loaded too and covers the same names: take it off the bind line (or remove it) and reload HAProxy; `crt %s` loads %s where there is no such file", base, base, v.path)
 	}
 	return failure(v, cluster.DiskOnly, fmt.Errorf("activate %s: bundle is on disk only: %w", v.Slot, cause))
 }
@@ -198,14 +208,9 @@ func (a *activation) refresh(ctx context.Context, v *view) {
 
 // apply is the way of a bundle: disk, memory, list.
 func (a *activation) apply(ctx context.Context, v *view, u *undo) error {
-	running := v.memoryErr == nil
-	var where place
-	var canAdd bool
-	if running {
-		var err error
-		if where, canAdd, err = a.prepare(ctx, v); err != nil {
-			return err
-		}
+	where, canAdd, err := a.prepare(ctx, v)
+	if err != nil {
+		return err
 	}
 	if err := a.write(v, u); err != nil {
 		return fmt.Errorf("activate %s: %w", v.Slot, err)
@@ -215,9 +220,13 @@ func (a *activation) apply(ctx context.Context, v *view, u *undo) error {
 			return fmt.Errorf("activate %s: %w", v.Slot, err)
 		}
 	}
-	switch {
-	case !running:
+	if v.memoryErr != nil {
+		if err := a.yieldOnDisk(v, u); err != nil {
+			return fmt.Errorf("activate %s: %w", v.Slot, err)
+		}
 		return v.memoryErr
+	}
+	switch {
 	case len(v.entries) == 0 && !canAdd:
 		return notAddressable(v.path, where)
 	case len(v.entries) == 0:
@@ -230,12 +239,34 @@ func (a *activation) apply(ctx context.Context, v *view, u *undo) error {
 			return fmt.Errorf("activate %s: %w", v.Slot, err)
 		}
 	}
+	if err := a.yield(ctx, v, u); err != nil {
+		return fmt.Errorf("activate %s: %w", v.Slot, err)
+	}
 	return nil
 }
 
-// prepare finds what could stand in the way before anything is written: a foreign transaction, HAProxy's own ACME, and
-// where a new certificate would go.
+// prepare looks for obstacles, and may learn there that HAProxy's memory cannot be changed: it does not answer any more, or its
+// socket lets us read only. The bundle goes on disk all the same, for its next start.
 func (a *activation) prepare(ctx context.Context, v *view) (where place, canAdd bool, err error) {
+	if v.memoryErr != nil {
+		return place{}, false, nil
+	}
+	where, canAdd, err = a.obstacles(ctx, v)
+	if ctx.Err() == nil && outOfReach(err) {
+		v.memoryErr = err
+		return place{}, false, nil
+	}
+	return where, canAdd, err
+}
+
+// outOfReach tells that it is the runtime socket itself that stands in the way.
+func outOfReach(err error) bool {
+	return errors.Is(err, errLevel) || errors.Is(err, errUnclear) || errors.Is(err, cluster.ErrNotRunning)
+}
+
+// obstacles finds what could stand in the way before anything is written: a foreign transaction, HAProxy's own ACME, and
+// where a new certificate would go.
+func (a *activation) obstacles(ctx context.Context, v *view) (where place, canAdd bool, err error) {
 	if a.managed == nil {
 		names, err := a.p.runtime.managed(ctx)
 		if err != nil {

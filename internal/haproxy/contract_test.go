@@ -618,8 +618,11 @@ func TestContractWithoutARuntimeSocket(t *testing.T) {
 			t.Fatalf("outcome %q: %s", got.Outcome, describe(got))
 		}
 		s.restart()
-		if got := s.activate(p, next); got.Outcome != cluster.Unchanged || got.Proof != cluster.Proven {
+		if got := s.activate(p, next); got.Outcome != cluster.DiskOnly || got.Proof != cluster.Proven || !strings.Contains(got.Error, "not on its runtime socket") || !strings.Contains(got.Hint, "level admin") {
 			t.Errorf("after a restart: outcome %q: %s", got.Outcome, describe(got))
+		}
+		if seen := s.inspect(p, next); seen.Outcome != "" || !strings.Contains(seen.Error, "not on its runtime socket") || !strings.Contains(seen.Hint, "level admin") {
+			t.Errorf("inspect: %s", describe(seen))
 		}
 	})
 }
@@ -632,13 +635,13 @@ func TestContractNeedsTheAdminLevel(t *testing.T) {
 				s.start()
 				tgt := target(generation(t), "example", old)
 				got := s.activate(s.proxy(), tgt)
-				if got.Outcome != cluster.Failure || !strings.Contains(got.Hint, "level admin") {
+				if got.Outcome != cluster.DiskOnly || !got.Running || got.Proof != cluster.Disproven || !strings.Contains(got.Hint, "level admin") {
 					t.Fatalf("outcome %q: %s", got.Outcome, describe(got))
 				}
-				if !bytes.Equal(s.take("bundles/example.pem"), old.PEM()) {
-					t.Error("the bundle was replaced")
+				if !bytes.Equal(s.take("bundles/example.pem"), tgt.Bundle.PEM()) {
+					t.Error("HAProxy would start with the old bundle")
 				}
-				if seen := s.inspect(s.proxy(), tgt); seen.Disk.Fingerprint != old.Fingerprint() || level == "operator" && seen.Memory.Fingerprint != old.Fingerprint() || seen.Served.Fingerprint != old.Fingerprint() {
+				if seen := s.inspect(s.proxy(), tgt); !seen.Running || seen.Disk.Fingerprint != tgt.Bundle.Fingerprint() || level == "operator" && seen.Memory.Fingerprint != old.Fingerprint() || seen.Served.Fingerprint != old.Fingerprint() {
 					t.Errorf("inspect: %s", describe(seen))
 				}
 			})

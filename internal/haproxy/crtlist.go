@@ -67,16 +67,21 @@ func removeLine(path, name string) error {
 	if err != nil {
 		return fmt.Errorf("crt_list: %w", err)
 	}
+	if err := replaceFile(path, without(before, name), "haproxy.crtlist"); err != nil {
+		return fmt.Errorf("crt_list: %w", err)
+	}
+	return nil
+}
+
+// without is a crt-list's content without the lines that are name and nothing else.
+func without(content []byte, name string) []byte {
 	var after []byte
-	for line := range bytes.Lines(before) {
+	for line := range bytes.Lines(content) {
 		if string(bytes.TrimSpace(line)) != name {
 			after = append(after, line...)
 		}
 	}
-	if err := replaceFile(path, after, "haproxy.crtlist"); err != nil {
-		return fmt.Errorf("crt_list: %w", err)
-	}
-	return nil
+	return after
 }
 
 // replaceFile replaces a file and keeps its mode and, as far as we may, its owner.

@@ -171,7 +171,11 @@ func (s *survey) shake(ctx context.Context, e endpoint, name string, c *tls.Conf
 	c.ServerName, c.InsecureSkipVerify, c.SessionTicketsDisabled, c.ClientSessionCache = name, true, true, nil //nolint:gosec // the fingerprint is what is compared
 	client := tls.Client(conn, c)
 	if err := client.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("handshake: %w", err)
+		err = fmt.Errorf("handshake: %w", err)
+		if s.brief && ctx.Err() != nil {
+			s.dead[e] = err
+		}
+		return nil, err
 	}
 	peers := client.ConnectionState().PeerCertificates
 	if len(peers) == 0 {

@@ -40,6 +40,9 @@ type Config struct {
 	Wait time.Duration
 	// ProbeTimeout is the longest that one handshake may take; 5 s by default.
 	ProbeTimeout time.Duration
+	// InspectTimeout is the longest that Inspect asks the runtime socket, for all targets together; 8 s by default, since
+	// who asks for the status waits.
+	InspectTimeout time.Duration
 	// UndoTimeout is the time that an undo gets, also where the context of the activation has ended; 30 s by default.
 	UndoTimeout time.Duration
 	// Dial connects to the runtime socket and to the addresses of Verify; nil means a net.Dialer.
@@ -116,7 +119,8 @@ func withDefaults(c Config) Config {
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&c.CommandTimeout, 30 * time.Second}, {&c.Wait, 15 * time.Second}, {&c.ProbeTimeout, 5 * time.Second}, {&c.UndoTimeout, 30 * time.Second}} {
+	}{{&c.CommandTimeout, 30 * time.Second}, {&c.Wait, 15 * time.Second}, {&c.ProbeTimeout, 5 * time.Second}, {&c.UndoTimeout, 30 * time.Second},
+		{&c.InspectTimeout, 8 * time.Second}} {
 		if *d.field <= 0 {
 			*d.field = d.value
 		}
@@ -157,11 +161,20 @@ func parseEndpoint(s string) (endpoint, error) {
 // Inspect tells where each target stands: disk, memory, handshake. It changes nothing and takes no lock. A HAProxy that
 // cannot be asked is no error of Inspect's: the placements say so.
 func (p *Proxy) Inspect(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
-	s := p.survey(ctx)
-	out := make([]cluster.Placement, 0, len(targets))
+	asking, cancel := context.WithTimeout(ctx, p.config.InspectTimeout)
+	defer cancel()
+	s := p.survey(asking)
+	s.brief = true
+	views := make([]view, 0, len(targets))
 	for _, t := range targets {
-		v := s.look(ctx, t)
+		views = append(views, s.look(asking, t))
+	}
+	out := make([]cluster.Placement, 0, len(targets))
+	for _, v := range views {
 		s.handshake(ctx, &v)
+		if err := s.deaf(&v, v.memoryErr); v.memoryErr != nil && errors.Is(err, cluster.ErrNotRunning) && !v.placement.Served.IsZero() {
+			v.placement.Error, v.placement.Hint = err.Error(), cluster.HintOf(err)
+		}
 		out = append(out, v.placement)
 	}
 	return out, ctx.Err()
@@ -184,9 +197,16 @@ func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]clust
 	}
 	defer unlock()
 	p.journal.sweep()
-	a := &activation{survey: p.survey(ctx), swept: map[string]bool{}}
+	a := &activation{survey: p.firstSurvey(ctx), swept: map[string]bool{}, files: map[string]bool{}}
+	for _, t := range targets {
+		a.files[p.file(t)] = true
+	}
 	if a.err == nil {
-		if err := a.recover(ctx); err != nil {
+		err := a.recover(ctx)
+		switch {
+		case ctx.Err() == nil && outOfReach(err):
+			a.err = err
+		case err != nil:
 			return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, err)
 		}
 	}
@@ -195,4 +215,15 @@ func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]clust
 		out = append(out, a.target(ctx, t))
 	}
 	return out, nil
+}
+
+// firstSurvey takes at most half of the time that ctx leaves: a HAProxy that hangs must not cost the bundle its way to
+// the disk.
+func (p *Proxy) firstSurvey(ctx context.Context) *survey {
+	if deadline, ok := ctx.Deadline(); ok {
+		half, cancel := context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+		ctx = half
+	}
+	return p.survey(ctx)
 }

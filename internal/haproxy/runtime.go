@@ -61,7 +61,7 @@ func (r *runtime) connect(ctx context.Context) (net.Conn, error) {
 			"start HAProxy: service haproxy start; where it runs, name its stats socket in haproxy.runtime_socket")
 	case errors.Is(err, os.ErrPermission):
 		return nil, cluster.WithHint(fmt.Errorf("%w: %w", errLevel, err),
-			"let certsync's user write %s: add the user to the group of `stats socket %s group GROUP mode 660 level admin` in HAProxy's configuration (or to that of the folder), and restart certsync",
+			"let certsync's user write %s: add the user to the group of `stats socket %s group GROUP mode 660 level admin` in HAProxy's configuration (or to that of the folder)",
 			r.address, r.address)
 	}
 	return nil, fmt.Errorf("runtime socket: %w", err)
@@ -77,6 +77,7 @@ func (r *runtime) exchange(ctx context.Context, command string, limit int64, eac
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
+	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	conn, err := r.connect(ctx)
@@ -93,7 +94,7 @@ func (r *runtime) exchange(ctx context.Context, command string, limit int64, eac
 		}
 	})()
 	if _, err := io.WriteString(conn, command); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
-		return false, r.unclear(ctx, "send", err)
+		return false, unclear(ctx, begin, "send", err)
 	}
 	bounded := &io.LimitedReader{R: conn, N: limit + 1}
 	lines := bufio.NewScanner(bounded)
@@ -108,18 +109,19 @@ func (r *runtime) exchange(ctx context.Context, command string, limit int64, eac
 	case bounded.N <= 0:
 		return false, fmt.Errorf("%w: a reply of more than %d bytes", errUnclear, limit)
 	case err != nil:
-		return false, r.unclear(ctx, "read the reply", err)
+		return false, unclear(ctx, begin, "read the reply", err)
 	}
 	return complete, nil
 }
 
 // unclear is a connection that broke or was too slow. The context's own end comes first: it is the reason.
-func (r *runtime) unclear(ctx context.Context, what string, err error) error {
+func unclear(ctx context.Context, begin time.Time, what string, err error) error {
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		err = ctx.Err()
 	case ctx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded):
-		err = fmt.Errorf("no answer for %s: %w", r.timeout, context.DeadlineExceeded)
+		err = cluster.WithHint(fmt.Errorf("no answer for %s: %w", time.Since(begin).Round(100*time.Millisecond), context.DeadlineExceeded),
+			"see whether HAProxy hangs, and restart it then: service haproxy restart; it starts with the bundles on disk")
 	}
 	return fmt.Errorf("%w: %s: %w", errUnclear, what, err)
 }

@@ -70,6 +70,19 @@ func TestASilentSocketEndsAtTheDeadline(t *testing.T) {
 	}
 }
 
+func TestTheTimeThatWasWaitedIsTold(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	r := hostile(t, func(net.Conn, string) { <-release })
+	r.timeout = time.Hour
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err := r.showInfo(ctx)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer for ") || strings.Contains(err.Error(), "1h") {
+		t.Errorf("showInfo: %v", err)
+	}
+}
+
 func TestACancelledContextEndsAReadThatWaits(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)

@@ -23,6 +23,9 @@ type survey struct {
 	names   *nameIndex
 	// dead are the addresses that could not be connected to: they are not tried again in this call.
 	dead map[endpoint]error
+	// brief tells that an address whose handshake took too long is dead too: to inspect is not worth the wait for each
+	// target of a HAProxy that hangs.
+	brief bool
 }
 
 func (p *Proxy) survey(ctx context.Context) *survey {
@@ -67,7 +70,7 @@ type entry struct {
 // look finds where t stands on disk and in memory.
 func (s *survey) look(ctx context.Context, t cluster.Target) view {
 	v := view{Target: t, path: s.p.file(t)}
-	v.placement = cluster.Placement{Slot: t.Slot, Proxy: s.p.config.Name, Running: s.process.Pid > 0, Pid: s.process.Pid, File: v.path, Proof: cluster.NoProof}
+	v.placement = cluster.Placement{Slot: t.Slot, Proxy: s.p.config.Name, Running: !errors.Is(s.err, cluster.ErrNotRunning), Pid: s.process.Pid, File: v.path, Proof: cluster.NoProof}
 	v.lookOnDisk()
 	v.previous = s.p.journal.previous(v.real)
 	s.lookInMemory(ctx, &v)
@@ -85,12 +88,12 @@ func (v *view) lookOnDisk() {
 	case v.disk != nil:
 		v.placement.Disk = sightingOf(v.disk)
 		if v.exposed {
-			v.placement.Disk.Note = "everybody on this host can read the private key"
+			v.placement.Disk.Note = fmt.Sprintf("mode %04o: others can read the private key", info.Mode().Perm())
 		}
 	case errors.Is(v.diskErr, fs.ErrNotExist):
 		v.placement.Disk = cluster.Sighting{Note: "no file"}
 	default:
-		v.placement.Disk = cluster.Sighting{Note: v.diskErr.Error()}
+		v.placement.Disk = cluster.Sighting{Note: "unreadable: " + v.diskErr.Error()}
 	}
 }
 
@@ -110,6 +113,15 @@ func (s *survey) lookInMemory(ctx context.Context, v *view) {
 	default:
 		v.placement.Memory = v.memorySighting()
 	}
+}
+
+// deaf says more of a HAProxy that seems not to run and yet serves.
+func (s *survey) deaf(v *view, cause error) error {
+	if !errors.Is(cause, cluster.ErrNotRunning) || v.placement.Served.IsZero() {
+		return cause
+	}
+	return cluster.WithHint(fmt.Errorf("HAProxy serves, but not on its runtime socket: %w", cause),
+		"add `stats socket %s mode 660 level admin` to HAProxy's global section, and reload HAProxy", s.p.runtime.address)
 }
 
 // memorySighting is that of the first entry that is not as wanted, else of the first.

@@ -29,7 +29,9 @@ type Fake struct {
 	size   int
 	stores map[string]*store
 	lists  []*list
-	tx     *transaction
+	// defaults are the certificates that a bind shows to who asks for no name: they cannot be taken out of a list.
+	defaults map[string]bool
+	tx       *transaction
 	// commands are the first lines of what was sent, in order.
 	commands []string
 	// answer, where set, is asked first: a true second value sends its text instead of doing the command.
@@ -68,7 +70,7 @@ func StartFake(config, dir string) (*Fake, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fake{pid: os.Getpid(), size: 16384, stores: map[string]*store{}, conns: map[net.Conn]bool{}}
+	f := &Fake{pid: os.Getpid(), size: 16384, stores: map[string]*store{}, defaults: map[string]bool{}, conns: map[net.Conn]bool{}}
 	if err := f.start(string(text), dir); err != nil {
 		f.Stop()
 		return nil, err
@@ -82,7 +84,7 @@ func CheckFake(config, dir string) error {
 	if err != nil {
 		return err
 	}
-	f := &Fake{stores: map[string]*store{}, conns: map[net.Conn]bool{}}
+	f := &Fake{stores: map[string]*store{}, defaults: map[string]bool{}, conns: map[net.Conn]bool{}}
 	_, err = f.load(string(text), dir)
 	return err
 }
@@ -252,6 +254,12 @@ func (f *Fake) loadBind(words []string, base, dir string) (*bind, error) {
 			return nil, err
 		}
 		i++
+	}
+	switch {
+	case len(b.names) > 0:
+		f.defaults[b.names[0]] = true
+	case len(b.lists) > 0 && len(b.lists[0].entries) > 0:
+		f.defaults[b.lists[0].entries[0]] = true
 	}
 	return b, nil
 }

@@ -194,6 +194,9 @@ func (f *Fake) add(listName, name string) string {
 func (f *Fake) remove(listName, name string) string {
 	for _, l := range f.lists {
 		if i := slices.Index(l.entries, name); l.name == listName && i >= 0 {
+			if f.defaults[name] {
+				return "Can't delete the entry: certificate '" + name + "' cannot be deleted, it is used as default certificate by the following frontends:\n\t- fake:1\n"
+			}
 			l.entries = slices.Delete(l.entries, i, i+1)
 			f.stores[name].users--
 			return "Entry '" + name + "' deleted in crtlist '" + listName + "'!"
