@@ -18,7 +18,7 @@ const (
 	Done Outcome = "done"
 	// Unproven: in HAProxy's memory, but no handshake could be tried.
 	Unproven Outcome = "unproven"
-	// DiskOnly: the bundle is on disk and no HAProxy runs to serve it.
+	// DiskOnly: the bundle is on disk, and HAProxy does not run, cannot be asked, or must be reloaded to serve it.
 	DiskOnly Outcome = "disk_only"
 	// Waiting: held back: by the canary (another node serves the wrong thing), or by a peer with another configuration.
 	Waiting Outcome = "waiting"
@@ -97,7 +97,8 @@ type Placement struct {
 	Slot cert.Slot `json:"slot"`
 	// Proxy names the HAProxy: the `config` of its entry.
 	Proxy string `json:"proxy"`
-	// Running tells whether its runtime socket answered; Pid is HAProxy's.
+	// Running is false where no HAProxy listens on the runtime socket; one that hangs or refuses us runs. Pid is
+	// HAProxy's, where it said.
 	Running bool `json:"running"`
 	Pid     int  `json:"pid,omitempty"`
 	// File is the bundle's path; Disk, Memory and Served are what was seen there, in HAProxy's memory, in a handshake.

@@ -50,6 +50,7 @@ func crash(dir string) error {
 	}
 	t := target(b, "example")
 	t.Path = filepath.Join(dir, "bundles", "example.pem")
+	t.Both = os.Getenv("CERTSYNC_TEST_BOTH") != ""
 	out, err := p.Activate(context.Background(), []cluster.Target{t})
 	if err != nil {
 		return err
@@ -63,10 +64,14 @@ var crashes = map[string][]string{
 	"new in a folder": {"haproxy.temp", "haproxy.synced", "haproxy.written", "haproxy.new", "haproxy.begun", "haproxy.set", "haproxy.staged", "haproxy.committed", "haproxy.added"},
 	"new in a crt-list": {"haproxy.temp", "haproxy.written", "haproxy.crtlist.temp", "haproxy.crtlist.synced", "haproxy.listed_on_disk", "haproxy.new", "haproxy.begun", "haproxy.set", "haproxy.staged",
 		"haproxy.committed", "haproxy.added"},
+	oneToBoth: {"haproxy.written", "haproxy.added", "haproxy.retired"},
 }
 
+// oneToBoth is a certificate that gets a second key type, so that its old file stands in the way of the new name.
+const oneToBoth = "one key type to both"
+
 // inMemory are the steps that leave something in HAProxy.
-var inMemory = []string{"haproxy.new", "haproxy.set", "haproxy.committed", "haproxy.added"}
+var inMemory = []string{"haproxy.new", "haproxy.set", "haproxy.committed", "haproxy.added", "haproxy.retired"}
 
 func TestContractAKillAtAnyStepLeavesOldOrNew(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
@@ -90,8 +95,12 @@ func killedAt(t *testing.T, b backend, scenario, step string) {
 	s.put("bundles/first.pem", issue(t, certtest.Options{Domains: []string{"first.test"}}).PEM())
 	s.put("list", []byte(s.path("bundles/first.pem")+"\n"))
 	old, next := generation(t), generation(t)
-	if scenario == "replaced" {
+	if scenario == "replaced" || scenario == oneToBoth {
 		s.put("bundles/example.pem", old.PEM())
+	}
+	if scenario == oneToBoth {
+		// The bind's default, in the place of the old file: HAProxy lets that one go then.
+		s.put("bundles/default.pem", issue(t, certtest.Options{Domains: []string{"default.test"}}).PEM())
 	}
 	s.put("next.pem", next.PEM())
 	s.start()
@@ -104,6 +113,9 @@ func killedAt(t *testing.T, b backend, scenario, step string) {
 	defer cancel()
 	child := exec.CommandContext(ctx, os.Args[0])
 	child.Env = append(os.Environ(), "CERTSYNC_TEST_CRASH="+s.dir, "CERTSYNC_TEST_CRTLIST="+crtList, "CERTSYNC_FAILPOINT="+step)
+	if scenario == oneToBoth {
+		child.Env = append(child.Env, "CERTSYNC_TEST_BOTH=1")
+	}
 	out, err := child.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
@@ -121,7 +133,7 @@ func killedAt(t *testing.T, b backend, scenario, step string) {
 	}
 
 	tgt := target(next, "example")
-	tgt.Path = s.path("bundles/example.pem")
+	tgt.Path, tgt.Both = s.path("bundles/example.pem"), scenario == oneToBoth
 	got := s.activate(s.proxy(func(c *haproxy.Config) { c.CrtList = crtList }), tgt)
 	if got.Outcome != cluster.Done && got.Outcome != cluster.Unchanged {
 		t.Fatalf("the second run: outcome %q: %s", got.Outcome, describe(got))
