@@ -15,6 +15,7 @@ if [ -z "${TMPDIR:-}" ] && [ -d /dev/shm ] && [ -w /dev/shm ]; then
 	free=$(df -Pk /dev/shm | awk 'NR == 2 { print $4 }')
 	if [ "$free" -gt 2097152 ]; then
 		tmp=$(mktemp -d /dev/shm/ct.XXXXXX)
+		chmod 711 "$tmp" # some tests run a child as another user
 		export TMPDIR="$tmp"
 	fi
 fi

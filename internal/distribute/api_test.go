@@ -107,12 +107,12 @@ func TestDecoders_KnowEveryField(t *testing.T) {
 	known(func(b io.Reader) (any, error) { return decodeInventory(b) },
 		cluster.Inventory{API: 1, Version: "v", Node: "n", Role: cluster.Master, Time: at, Digest: "d", Generations: []cert.Generation{g}, Records: r})
 	known(func(b io.Reader) (any, error) { return decodeRecords(b) }, r)
-	s := cluster.Sighting{Fingerprint: g.Fingerprint, SHA1: "AB", NotAfter: at, Note: "n"}
+	s := cluster.Sighting{Fingerprint: g.Fingerprint, SHA1: "AB", NotBefore: at, NotAfter: at, Note: "n"}
 	placement := cluster.Placement{Slot: g.Slot, Proxy: "p", Running: true, Pid: 3, File: "f", Disk: s, Memory: s, Served: s, Proof: cluster.Proven,
 		Outcome: cluster.Done, Error: "e", Hint: "h"}
 	known(func(b io.Reader) (any, error) { return decodeStatus(b) },
 		cluster.NodeStatus{Node: "n", Role: cluster.Backup, Time: at, Version: "v", Digest: "d", Reachable: true, Error: "e", Hint: "h",
-			Held: []cert.Generation{g}, Placements: []cluster.Placement{placement}, Problems: []string{"p"}})
+			Held: []cert.Generation{g}, Placements: []cluster.Placement{placement}, Unconfigured: []cert.Slot{g.Slot}, Problems: []string{"p"}})
 }
 
 // checkFilled fails where the test itself left a field empty, so that the comparison above could not find it.

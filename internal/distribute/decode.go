@@ -220,6 +220,8 @@ func decodeStatus(body io.Reader) (cluster.NodeStatus, error) {
 			return list(d, &s.Held, flat(checkGeneration))
 		case "placements":
 			return d.placements(&s.Placements)
+		case "unconfigured":
+			return list(d, &s.Unconfigured, flat(checkSlot))
 		case "problems":
 			return d.texts(&s.Problems)
 		}
