@@ -169,7 +169,7 @@ func checkAttempt(a cluster.Attempt) error {
 	}
 	err := firstError(
 		checkSlot(a.Slot), checkURL("directory", a.Directory, false), checkDomains(a.Domains),
-		checkText("order", a.Order, maxDomain), checkText("problem", a.Problem, maxText), checkEnd(a.End),
+		checkText("order", a.Order, maxDomain), checkText("profile", a.Profile, maxText), checkText("problem", a.Problem, maxText), checkEnd(a.End),
 	)
 	if err != nil {
 		return fmt.Errorf("attempt %s: %w", a.ID, err)
