@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -467,8 +468,10 @@ type stalledError struct{ stall time.Duration }
 
 func (e *stalledError) Error() string { return fmt.Sprintf("the transfer stood still for %s", e.stall) }
 
-// Unwrap gives context.DeadlineExceeded.
-func (e *stalledError) Unwrap() error { return context.DeadlineExceeded }
+// Unwrap gives what a context and a connection call a deadline that passed.
+func (e *stalledError) Unwrap() []error {
+	return []error{context.DeadlineExceeded, os.ErrDeadlineExceeded}
+}
 
 // Timeout implements net.Error's.
 func (e *stalledError) Timeout() bool { return true }

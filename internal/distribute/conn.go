@@ -125,10 +125,12 @@ func (c *conn) Write(p []byte) (int, error) {
 	case <-c.closed:
 		return 0, net.ErrClosed
 	case <-expired:
+		_ = c.Close()
+		return 0, os.ErrDeadlineExceeded
 	case <-stalled:
+		_ = c.Close()
+		return 0, &stalledError{c.stall}
 	}
-	_ = c.Close()
-	return 0, os.ErrDeadlineExceeded
 }
 
 // Close closes the stream; pending reads and writes end.

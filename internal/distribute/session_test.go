@@ -52,17 +52,20 @@ func TestConn_ReadDeadlineLeavesTheStreamWhole(t *testing.T) {
 }
 
 func TestConn_WriteThatMeetsItsDeadlineBreaksTheStream(t *testing.T) {
-	for name, bound := range map[string]func(c *conn){
-		"deadline": func(c *conn) { _ = c.SetWriteDeadline(time.Now().Add(20 * time.Millisecond)) },
-		"stall":    func(c *conn) { c.stall = 20 * time.Millisecond },
+	for name, tc := range map[string]struct {
+		bound func(c *conn)
+		want  string
+	}{
+		"deadline": {func(c *conn) { _ = c.SetWriteDeadline(time.Now().Add(20 * time.Millisecond)) }, "i/o timeout"},
+		"stall":    {func(c *conn) { c.stall = 20 * time.Millisecond }, "the transfer stood still for 20ms"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			near, far := net.Pipe() // nobody reads
 			c := newConn(rwc{near}, 0)
 			defer c.Close()
-			bound(c)
-			if _, err := c.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatalf("error %v, want a timeout", err)
+			tc.bound(c)
+			if _, err := c.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) || err.Error() != tc.want {
+				t.Fatalf("error %v, want a timeout: %s", err, tc.want)
 			}
 			_ = c.SetDeadline(time.Time{})
 			if _, err := c.Write([]byte("y")); err == nil {

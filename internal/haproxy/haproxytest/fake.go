@@ -39,6 +39,7 @@ type Fake struct {
 	listeners []net.Listener
 	wg        sync.WaitGroup
 	conns     map[net.Conn]bool
+	stopped   bool
 }
 
 type store struct {
@@ -113,6 +114,7 @@ func (f *Fake) Pid(pid int) {
 // Stop implements Server.
 func (f *Fake) Stop() {
 	f.mu.Lock()
+	f.stopped = true
 	for _, l := range f.listeners {
 		_ = l.Close()
 	}
@@ -156,6 +158,11 @@ func (f *Fake) accept(l net.Listener, a address) {
 			return
 		}
 		f.mu.Lock()
+		if f.stopped { // accepted before the listener was closed, seen after
+			f.mu.Unlock()
+			_ = conn.Close()
+			return
+		}
 		f.conns[conn] = true
 		f.mu.Unlock()
 		f.wg.Add(1)
