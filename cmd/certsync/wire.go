@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
@@ -29,7 +30,8 @@ var (
 	_ reconcile.Issuer = (*acme.Client)(nil)
 	_ reconcile.Proxy  = (*haproxy.Proxy)(nil)
 	_ reconcile.Peer   = (*distribute.Peer)(nil)
-	_ reconcile.Roles  = (*carp.Static)(nil)
+	_ roles            = (*carp.Static)(nil)
+	_ roles            = (*carp.Auto)(nil)
 	_ distribute.Local = (*reconcile.Node)(nil)
 )
 
@@ -39,8 +41,16 @@ type wiring struct {
 	store    *store.Store
 	node     *reconcile.Node
 	peers    []*distribute.Peer
+	roles    roles
 	progress func(cluster.Progress)
 	closers  []func()
+}
+
+// roles is the source of the role, as the commands use it.
+type roles interface {
+	reconcile.Roles
+	// Watch hands each the first view and every changed one, until the context ends.
+	Watch(ctx context.Context, each func(cluster.CARP))
 }
 
 // wire loads the configuration, drops root's rights, and builds what every command needs.
@@ -60,8 +70,28 @@ func (a *app) wire(progress func(cluster.Progress)) (*wiring, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.node = &reconcile.Node{Settings: settings, Roles: carp.NewStatic(self.Name, roleReader(a.configPath)), Store: w.store, Now: time.Now}
+	w.node = &reconcile.Node{Settings: settings, Store: w.store, Now: time.Now}
+	if err := w.wireRoles(self, a.configPath); err != nil {
+		return nil, err
+	}
 	if err := w.wireProxies(); err != nil {
+		return nil, err
+	}
+	w.wirePeers(self)
+	return w, nil
+}
+
+// wireCARP builds what `carp status` needs, which is no state.
+func (a *app) wireCARP() (*wiring, error) {
+	cfg, self, err := a.load()
+	if err != nil {
+		return nil, err
+	}
+	if err := dropPrivileges(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	w := &wiring{config: cfg, node: &reconcile.Node{Settings: reconcile.Settings{Node: self.Name}, Now: time.Now}}
+	if err := w.wireRoles(self, a.configPath); err != nil {
 		return nil, err
 	}
 	w.wirePeers(self)
@@ -127,6 +157,31 @@ func roleReader(path string) func() (string, error) {
 		last, role = info, cfg.CARP.Role
 		return role, nil
 	}
+}
+
+// wireRoles reads the role from CARP, or from the configuration where that states it.
+func (w *wiring) wireRoles(self config.Node, configPath string) error {
+	if _, static := w.config.CARP.Static(); static {
+		w.roles = carp.NewStatic(self.Name, roleReader(configPath))
+		w.node.Roles = w.roles
+		return nil
+	}
+	auto, err := carp.NewAuto(carp.Config{Node: self.Name, VHIDs: specsOf(w.config, self), Settle: w.config.CARP.Settle})
+	if err != nil {
+		return err
+	}
+	w.roles, w.node.Roles = auto, auto
+	w.closers = append(w.closers, auto.Close)
+	return nil
+}
+
+// specsOf are the vhids as this node is to look for them.
+func specsOf(cfg *config.Config, self config.Node) []carp.Spec {
+	var specs []carp.Spec
+	for _, v := range cfg.VHIDsOf(self) {
+		specs = append(specs, carp.Spec{Interface: v.Interface, VHID: v.ID, Addresses: v.Addresses})
+	}
+	return specs
 }
 
 func (w *wiring) wireProxies() error {

@@ -3,7 +3,9 @@ package carp
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"strings"
+	"time"
 
 	"certsync/internal/cluster"
 )
@@ -43,4 +45,32 @@ func (s *Static) Role(ctx context.Context) (cluster.Seen, error) {
 		seen.Role = cluster.Master
 	}
 	return seen, nil
+}
+
+// View is the role that the configuration states; it tells of no vhid.
+func (s *Static) View(ctx context.Context) cluster.CARP {
+	seen, err := s.Role(ctx)
+	view := cluster.CARP{Source: "static", Role: seen.Role}
+	if err != nil {
+		view.Error, view.Hint = texts(err)
+	}
+	return view
+}
+
+// staticPoll is how often Watch reads the configuration.
+const staticPoll = time.Second
+
+// Watch hands each the view, and again whenever the configuration states another role, until the context ends.
+func (s *Static) Watch(ctx context.Context, each func(cluster.CARP)) {
+	shown := cluster.CARP{}
+	for first := true; first || sleep(ctx, staticPoll); first = false {
+		view := s.View(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if first || !reflect.DeepEqual(view, shown) {
+			each(view)
+			shown = view
+		}
+	}
 }

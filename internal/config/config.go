@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"reflect"
-	"strings"
 	"syscall"
 	"time"
 
@@ -50,6 +49,10 @@ type Node struct {
 	Address string `yaml:"address"`
 	// Port is that of the node's SSH server.
 	Port int `yaml:"port"`
+	// AdvSkew is the node's place in the order of succession, 0 to 254, in 1/256 seconds: the lowest is MASTER.
+	AdvSkew int `yaml:"advskew"`
+	// Interfaces gives the node's own names of the interfaces in carp.vhids, where they differ.
+	Interfaces map[string]string `yaml:"interfaces"`
 }
 
 // ACME is the CA and the account with it.
@@ -135,17 +138,6 @@ type HAProxy struct {
 	Verify []string `yaml:"verify"`
 }
 
-// CARP is where the role comes from.
-type CARP struct {
-	// Role is static:NODE.
-	Role string `yaml:"role"`
-}
-
-// Static is the node that `role: static:NODE` makes MASTER.
-func (c CARP) Static() (node string, ok bool) { return strings.CutPrefix(c.Role, rolePrefix) }
-
-const rolePrefix = "static:"
-
 // SSH is how a node reaches its peers.
 type SSH struct {
 	User       string `yaml:"user"`
@@ -164,6 +156,7 @@ func Default() *Config {
 	return &Config{
 		ACME:     ACME{Directory: "letsencrypt", KeyTypes: []cert.KeyType{cert.EC256}},
 		DNS:      DNS{Propagation: Propagation{Check: true, Timeout: 2 * time.Minute, Interval: 2 * time.Second}},
+		CARP:     CARP{Role: roleAuto, Settle: 3 * time.Second, Preempt: true},
 		SSH:      SSH{User: "certsync", KeyFile: "/usr/local/etc/certsync/id_ed25519", KnownHosts: "/usr/local/etc/certsync/known_hosts"},
 		Renew:    Renew{Concurrency: 32},
 		StateDir: "/var/db/certsync",

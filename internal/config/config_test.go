@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -78,7 +79,7 @@ func TestMinimalConfigurationGetsEveryDefault(t *testing.T) {
 func TestEveryOptionIsRead(t *testing.T) {
 	c := mustParse(t, `
 node: b
-nodes: [{name: a, address: Proxy.Example.ORG, port: 2222}, {name: b, address: 127.0.0.1}, {name: c, address: 127.0.0.1, port: 23}]
+nodes: [{name: a, address: Proxy.Example.ORG, port: 2222, advskew: 7, interfaces: {em0: igb0.10}}, {name: b, address: 127.0.0.1}, {name: c, address: 127.0.0.1, port: 23, advskew: 254}]
 acme:
   directory: https://ca.example.org/dir
   staging: https://ca.example.org/staging
@@ -98,7 +99,11 @@ certificates:
 haproxy:
   - {config: /a.cfg, bundle_dir: /certs/, bundle_group: ssl, crt_list: /list, runtime_socket: /a.sock, verify: ["127.0.0.1:8443", "[::1]:8443", unix@/v.sock, /w.sock, "localhost:1"]}
   - {config: /b.cfg, runtime_socket: /b.sock}
-carp: {role: static:c}
+carp:
+  role: static:c
+  settle: 500ms
+  preempt: false
+  vhids: [{interface: em0, vhid: 9, advbase: 2, addresses: [192.0.2.10/24, 192.0.2.11/32], password_file: /p//q}, {interface: em1, vhid: 9, addresses: ["2001:DB8::10/128"]}]
 ssh: {user: cs, key_file: /k, known_hosts: /h}
 renew: {concurrency: 7}
 state_dir: /s
@@ -106,7 +111,7 @@ run_dir: /r
 `)
 	checks := []struct{ got, want any }{
 		{c.Node, "b"},
-		{c.Nodes, []Node{{"a", "proxy.example.org", 2222}, {"b", "127.0.0.1", 22}, {"c", "127.0.0.1", 23}}},
+		{c.Nodes, []Node{{"a", "proxy.example.org", 2222, 7, map[string]string{"em0": "igb0.10"}}, {"b", "127.0.0.1", 22, 0, nil}, {"c", "127.0.0.1", 23, 254, nil}}},
 		{c.ACME, ACME{"https://ca.example.org/dir", "https://ca.example.org/staging", "ops@example.org",
 			[]cert.KeyType{cert.RSA4096, cert.EC384}, "shortlived", "/etc/ca.pem", EAB{"0123", "/etc/eab.key"}}},
 		{c.DNS, DNS{"rfc2136", "/etc/dns.env",
@@ -126,6 +131,10 @@ run_dir: /r
 		{c.SSH, SSH{"cs", "/k", "/h"}},
 		{c.Renew.Concurrency, 7},
 		{c.StateDir, "/s"}, {c.RunDir, "/r"},
+		{c.CARP, CARP{"static:c", 500 * time.Millisecond, false, []VHID{
+			{"em0", 9, 2, []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24"), netip.MustParsePrefix("192.0.2.11/32")}, "/p/q", ""},
+			{"em1", 9, 1, []netip.Prefix{netip.MustParsePrefix("2001:db8::10/128")}, "", ""}}}},
+		{c.VHIDsOf(c.Nodes[0])[0].Interface, "igb0.10"}, {c.VHIDsOf(c.Nodes[0])[1].Interface, "em1"}, {c.VHIDsOf(c.Nodes[1])[0].Interface, "em0"},
 	}
 	for _, check := range checks {
 		if !reflect.DeepEqual(check.got, check.want) {
@@ -144,8 +153,23 @@ var mistakes = []struct {
 	{"key in the wrong place", "carp: {", "email: a@b.org\ncarp: {", `7: unknown key "email"; did you mean acme.email?`},
 	{"key of a later version", "carp: {", "notify: []\ncarp: {", `7: unknown key "notify"; the nearest is "node" (known here: acme, carp, certificates, dns, haproxy, node, nodes, renew, run_dir, ssh, state_dir)`},
 	{"key of a later version inside", "carp: {", "renew: {schedule: x}\ncarp: {", `7: renew: unknown key "schedule"; the nearest is "concurrency" (known here: concurrency)`},
-	{"vhids", "carp: {", "carp: {vhids: [], ", `7: carp: unknown key "vhids"; the nearest is "role" (known here: role)`},
-	{"advskew", "192.0.2.11}", "192.0.2.11, advskew: 0}", `2: nodes[0]: unknown key "advskew"; the nearest is "address" (known here: address, name, port)`},
+	{"vhids that are keys", "carp: {", "carp: {vhids: {a: b}, ", `7: carp.vhids: want a list, found keys with values`},
+	{"unknown key of a vhid", "carp: {", "carp: {vhids: [{inteface: em0, vhid: 1, addresses: [192.0.2.10/32]}], ", "7: carp.vhids[0]: unknown key \"inteface\"; the nearest is \"interface\"\n7: carp.vhids[0].interface: missing: the interface that carries the address, such as em0"},
+	{"address without mask", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10]}], ", "7: carp.vhids[0].addresses[0]: want an address with its prefix length, such as 192.0.2.10/32, found text"},
+	{"no addresses", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1}], ", "7: carp.vhids[0].addresses: none: name at least one"},
+	{"both families in a vhid", "carp: {", `carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10/32, "2001:db8::10/128"]}], `, "7: carp.vhids[0].addresses[1]: 2001:db8::10/128: another family than 192.0.2.10/32: give each family a vhid of its own"},
+	{"an address that nobody can share", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [127.0.0.1/8]}], ", "7: carp.vhids[0].addresses[0]: 127.0.0.1/8: not an address that hosts can share"},
+	{"one address under two vhids", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10/32]}, {interface: em0, vhid: 2, addresses: [192.0.2.10/24]}], ", `7: carp.vhids[1].addresses[0]: "192.0.2.10": carp.vhids[0] (line 7) has it too`},
+	{"vhid 0", "carp: {", "carp: {vhids: [{interface: em0, addresses: [192.0.2.10/32]}], ", "7: carp.vhids[0].vhid: 0: not between 1 and 255"},
+	{"vhid 256", "carp: {", "carp: {vhids: [{interface: em0, vhid: 256, addresses: [192.0.2.10/32]}], ", "7: carp.vhids[0].vhid: 256: not between 1 and 255"},
+	{"vhid twice", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10/32]}, {interface: em0, vhid: 1, addresses: [192.0.2.11/32]}], ", `7: carp.vhids[1].vhid: "1 on em0": carp.vhids[0] (line 7) has it too`},
+	{"advbase", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, advbase: 0, addresses: [192.0.2.10/32]}], ", "7: carp.vhids[0].advbase: 0: not between 1 and 255"},
+	{"interface", "carp: {", "carp: {vhids: [{interface: \"em0; reboot\", vhid: 1, addresses: [192.0.2.10/32]}], ", `7: carp.vhids[0].interface: "em0; reboot": not the name of an interface`},
+	{"long interface", "carp: {", "carp: {vhids: [{interface: abcdefghijklmnop, vhid: 1, addresses: [192.0.2.10/32]}], ", `7: carp.vhids[0].interface: "abcdefghijklmnop": not the name of an interface`},
+	{"password in place of its file", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10/32], password_file: hush}], ", "7: carp.vhids[0].password_file: not an absolute path"},
+	{"peer", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10/32], peer: 192.0.2.12}], ", `7: carp.vhids[0].peer: "192.0.2.12": not "nodes" (unicast to the other node), or "" (multicast)`},
+	{"unicast to another family", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10/32], peer: nodes}], ", `7: carp.vhids[0].peer: unicast goes to an address of the vhid's family, and proxy2 has 2001:db8::12`},
+	{"settle", "carp: {", "carp: {settle: 6m, ", "7: carp.settle: 6m0s: not between 0s and 5m0s"},
 	{"key twice", "carp: {", "dns: {provider: x}\ncarp: {", "7: dns: given twice, first on line 4"},
 	{"merge key", "carp: {role", "carp: {<<: {role: x}, role", "7: carp: merge keys (<<) are not read: write the values out"},
 	{"key that is a list", "carp: {role", "carp: {[a]: b, role", "7: carp: want a plain key, found a list"},
@@ -174,6 +198,10 @@ var mistakes = []struct {
 	{"address that is none", "192.0.2.11", "192.0.2.256", `2: nodes[0].address: "192.0.2.256": not an IP address or a host name: the last label is a number`},
 	{"address of all hosts", "192.0.2.11", "0.0.0.0", "2: nodes[0].address: 0.0.0.0: not the address of a host"},
 	{"port", "192.0.2.11", "192.0.2.11, port: 65536", "2: nodes[0].port: 65536: not between 1 and 65535"},
+	{"advskew", "192.0.2.11", "192.0.2.11, advskew: 255", "2: nodes[0].advskew: 255: not between 0 and 254"},
+	{"interfaces that are a list", "192.0.2.11", "192.0.2.11, interfaces: [em0]", "2: nodes[0].interfaces: want keys with values, found a list"},
+	{"an interface that no vhid has", "192.0.2.11", "192.0.2.11, interfaces: {em0: igb0}", `2: nodes[0].interfaces.em0: no entry of carp.vhids has the interface "em0"`},
+	{"an interface twice", "192.0.2.11", "192.0.2.11, interfaces: {em0: igb0, em0: igb1}", "2: nodes[0].interfaces.em0: given twice\n2: nodes[0].interfaces.em0: no entry of carp.vhids has the interface \"em0\""},
 	{"node that is not there", "carp: {", "node: proxy3\ncarp: {", `7: node: "proxy3": not one of the nodes (proxy1, proxy2)`},
 
 	{"directory", "carp: {", "acme: {directory: letsencrpyt}\ncarp: {", `7: acme.directory: "letsencrpyt": not letsencrypt, letsencrypt-staging, zerossl, google, or a URL`},
@@ -243,9 +271,10 @@ var mistakes = []struct {
 	{"state among the bundles", "carp: {", "state_dir: /usr/local/etc/haproxy/certs\ncarp: {", "1: haproxy[0].bundle_dir: the same folder as state_dir: each needs one of its own"},
 	{"one folder for both", "carp: {", "run_dir: /var/db/certsync\ncarp: {", "7: run_dir: the same folder as state_dir: each needs one of its own"},
 
-	{"no role", "carp: {role: static:proxy1}", "", "1: carp.role: missing: static:NODE, where NODE is to be MASTER"},
-	{"role auto", "static:proxy1", "auto", "7: carp.role: role auto needs CARP, which this version does not read yet: use static:NODE"},
-	{"role", "static:proxy1", "master", `7: carp.role: "master": not static:NODE`},
+	{"no carp", "carp: {role: static:proxy1}", "", "1: carp.vhids: none: role auto reads the role from them; without CARP, set role to static:NODE, where NODE is to be MASTER"},
+	{"role auto without vhids", "static:proxy1", "auto", "7: carp.vhids: none: role auto reads the role from them; without CARP, set role to static:NODE, where NODE is to be MASTER"},
+	{"no role", "{role: static:proxy1}", "{role: \"\"}", `7: carp.role: "": not auto or static:NODE`},
+	{"role", "static:proxy1", "master", `7: carp.role: "master": not auto or static:NODE`},
 	{"role of nobody", "static:proxy1", "static:proxy3", `7: carp.role: "proxy3": not one of the nodes (proxy1, proxy2)`},
 	{"user", "carp: {", "ssh: {user: -oProxyCommand}\ncarp: {", `7: ssh.user: "-oProxyCommand": not the name of an account`},
 	{"empty user", "carp: {", "ssh: {user: \"\"}\ncarp: {", "7: ssh.user: missing"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"slices"
@@ -118,10 +119,12 @@ func (d *decoder) value(n *yaml.Node, line int, path string, v reflect.Value) {
 	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" {
 		return // `key:` with nothing after it: the default
 	}
-	switch v.Kind() {
-	case reflect.Struct:
+	switch kind := v.Kind(); {
+	case kind == reflect.Struct && !isScalar(v.Type()):
 		d.mapping(n, path, v)
-	case reflect.Slice:
+	case kind == reflect.Map:
+		d.names(n, path, v)
+	case kind == reflect.Slice:
 		d.sequence(n, path, v)
 	default:
 		d.scalar(n, path, v)
@@ -164,6 +167,32 @@ func (d *decoder) mapping(n *yaml.Node, path string, v reflect.Value) {
 	}
 }
 
+// isScalar tells the structs that are one value to YAML.
+func isScalar(t reflect.Type) bool { return t == reflect.TypeFor[netip.Prefix]() }
+
+// names reads keys that the user chooses, each with a text: a map[string]string.
+func (d *decoder) names(n *yaml.Node, path string, v reflect.Value) {
+	if n.Kind != yaml.MappingNode {
+		d.failf(path, "want keys with values, found %s", kindOf(n))
+		return
+	}
+	out := reflect.MakeMap(v.Type())
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, text := n.Content[i], reflect.New(v.Type().Elem()).Elem()
+		at := join(path, key.Value)
+		switch {
+		case key.Kind != yaml.ScalarNode || key.Tag == "!!merge" || !printable(key.Value):
+			d.failAt(key.Line, path, "want a plain key, found %s", kindOf(key))
+		case out.MapIndex(reflect.ValueOf(key.Value)).IsValid():
+			d.failAt(key.Line, at, "given twice")
+		default:
+			d.value(n.Content[i+1], key.Line, at, text)
+			out.SetMapIndex(reflect.ValueOf(key.Value), text)
+		}
+	}
+	v.Set(out)
+}
+
 func join(path, key string) string {
 	if path == "" {
 		return key
@@ -202,6 +231,8 @@ func (d *decoder) prefill(v reflect.Value) {
 		*entry = defaultNode()
 	case *HAProxy:
 		*entry = defaultHAProxy()
+	case *VHID:
+		*entry = defaultVHID()
 	case *Certificate:
 		entry.DNS = d.config.DNS
 		entry.DNS.Resolvers = slices.Clone(entry.DNS.Resolvers)
@@ -223,6 +254,8 @@ func wanted(v reflect.Value) string {
 		return "true or false"
 	case *int:
 		return "a whole number"
+	case *netip.Prefix:
+		return "an address with its prefix length, such as 192.0.2.10/32"
 	}
 	return "text"
 }
@@ -242,6 +275,10 @@ func setScalar(n *yaml.Node, v reflect.Value) bool {
 		value, err := strconv.Atoi(n.Value)
 		*target = value
 		return err == nil && tag == "!!int"
+	case *netip.Prefix:
+		value, err := netip.ParsePrefix(n.Value)
+		*target = value
+		return err == nil
 	}
 	// A number or a date is taken as it is written: a key ID may look like one.
 	v.SetString(n.Value)

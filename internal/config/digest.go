@@ -72,7 +72,7 @@ func flatten(path string, v reflect.Value, out map[string]string) {
 				flatten(join(path, key), v.Field(i), out)
 			}
 		}
-	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct:
+	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct && !isScalar(v.Type().Elem()):
 		for i := range v.Len() {
 			flatten(fmt.Sprintf("%s[%d]", path, i), v.Index(i), out)
 		}

@@ -33,7 +33,7 @@ func walkKeys(t reflect.Type, path string, each func(path string)) {
 		if value.Kind() == reflect.Slice {
 			value, at = value.Elem(), at+"[]"
 		}
-		if value.Kind() == reflect.Struct {
+		if value.Kind() == reflect.Struct && !isScalar(value) {
 			walkKeys(value, at, each)
 		}
 	}

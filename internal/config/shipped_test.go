@@ -53,8 +53,8 @@ func TestShippedConfigurationIsValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if node, _ := c.CARP.Static(); node != "proxy1" {
-		t.Errorf("MASTER is %q, want proxy1", node)
+	if got := c.VHIDsOf(c.Nodes[1]); len(got) != 2 || got[0].Interface != "igb0" || got[1].ID != 2 {
+		t.Errorf("vhids of the second node: %+v", got)
 	}
 	if got := c.Certificates[1].DNS.Resolvers; !slices.Equal(got, []string{"192.0.2.53:53", "[2001:db8::53]:53"}) {
 		t.Errorf("resolvers of the second certificate: %q", got)
@@ -79,9 +79,11 @@ func TestShippedConfigurationStatesTheDefaultsOfTheCode(t *testing.T) {
 	defaults := map[string]string{}
 	flatten("", reflect.ValueOf(*Default()), defaults)
 	flatten("nodes[]", reflect.ValueOf(defaultNode()), defaults)
+	flatten("carp.vhids[]", reflect.ValueOf(defaultVHID()), defaults)
 	flatten("certificates[]", reflect.ValueOf(Certificate{}), defaults)
 	flatten("haproxy[]", reflect.ValueOf(defaultHAProxy()), defaults)
-	required := []string{"nodes[].name", "nodes[].address", "dns.provider", "certificates[].name", "certificates[].domains", "carp.role"}
+	required := []string{"nodes[].name", "nodes[].address", "dns.provider", "certificates[].name", "certificates[].domains",
+		"carp.vhids[].interface", "carp.vhids[].vhid", "carp.vhids[].addresses"}
 
 	shipped := shippedKeys(t)
 	for key, want := range defaults {
@@ -119,7 +121,9 @@ func flatYAML(t *testing.T, text string) string {
 			list = append(list, item.Value)
 		}
 		value = list
-	} else if duration, err := time.ParseDuration(text); err == nil {
+	} else if n.Kind == yaml.MappingNode && len(n.Content) == 0 {
+		value = map[string]string{}
+	} else if duration, err := time.ParseDuration(text); err == nil && text != "0" {
 		value = duration // 2m is 2m0s to the code
 	}
 	out := map[string]string{}

@@ -30,7 +30,7 @@ func (d *decoder) validate(c *Config) {
 	d.dns(c)
 	d.certificates(c)
 	d.proxies(c)
-	d.role(c)
+	d.carp(c)
 	d.ssh(&c.SSH)
 	if n := c.Renew.Concurrency; n < 1 || n > 1000 {
 		d.failf("renew.concurrency", "%d: not between 1 and 1000", n)
@@ -300,20 +300,6 @@ func (d *decoder) proxies(c *Config) {
 	}
 }
 
-func (d *decoder) role(c *Config) {
-	node, static := c.CARP.Static()
-	switch {
-	case c.CARP.Role == "":
-		d.failf("carp.role", "missing: static:NODE, where NODE is to be MASTER")
-	case c.CARP.Role == "auto":
-		d.failf("carp.role", "role auto needs CARP, which this version does not read yet: use static:NODE")
-	case !static:
-		d.failf("carp.role", "%.80q: not static:NODE", c.CARP.Role)
-	case d.isNoNode(c, node):
-		d.failf("carp.role", "%.80q: not one of the nodes (%s)", node, c.nodeNames())
-	}
-}
-
 func (d *decoder) ssh(s *SSH) {
 	d.check("ssh.user", checkAccount(s.User))
 	d.required("ssh.key_file", &s.KeyFile)
@@ -346,6 +332,9 @@ func (d *decoder) files(c *Config) {
 	}
 	for _, s := range c.secrets() {
 		owner[fold(s.file)] = s.path
+	}
+	for i, v := range c.CARP.VHIDs {
+		owner[fold(v.PasswordFile)] = fmt.Sprintf("carp.vhids[%d].password_file", i)
 	}
 	owner[fold(c.SSH.KnownHosts)], owner[fold(c.ACME.CAFile)] = "ssh.known_hosts", "acme.ca_file"
 	owner[fold(c.file)] = "this configuration"

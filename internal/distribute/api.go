@@ -24,6 +24,7 @@ const (
 	pathRecords     = "/v1/records"
 	pathRelease     = "/v1/release"
 	pathStatus      = "/v1/status"
+	pathCARP        = "/v1/carp"
 )
 
 const (

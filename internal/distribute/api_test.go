@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -77,6 +78,13 @@ func TestAPI_RoundTripsEverything(t *testing.T) {
 	if strings.Contains(status.Problems[0], "\x1b") {
 		t.Errorf("escape sequences of a peer reach the terminal: %q", status.Problems[0])
 	}
+	carp, err := p.CARP(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if carp.Node != "proxy2" || carp.Role != cluster.Backup || len(carp.VHIDs) != 1 || carp.VHIDs[0].Interface != "em0?[31m" || len(carp.VHIDs[0].Addresses) != 1 {
+		t.Errorf("CARP %+v", carp)
+	}
 	if !fake.from["proxy1"] || len(fake.from) != 1 {
 		t.Errorf("changes came from %v, want proxy1", fake.from)
 	}
@@ -113,6 +121,25 @@ func TestDecoders_KnowEveryField(t *testing.T) {
 	known(func(b io.Reader) (any, error) { return decodeStatus(b) },
 		cluster.NodeStatus{Node: "n", Role: cluster.Backup, Time: at, Version: "v", Digest: "d", Reachable: true, Error: "e", Hint: "h",
 			Held: []cert.Generation{g}, Placements: []cluster.Placement{placement}, Unconfigured: []cert.Slot{g.Slot}, Problems: []string{"p"}})
+	number, yes := 240, true
+	known(func(b io.Reader) (any, error) { return decodeCARP(b) },
+		cluster.CARP{Node: "n", Time: at, Role: cluster.Master, Error: "e", Hint: "h", Source: "netlink", Demotion: &number, Preempt: &yes,
+			VHIDs: []cluster.VHID{{Interface: "em0", ID: 1, Role: cluster.Master, AdvBase: 1, AdvSkew: &number, Version: "carp",
+				Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/32")}, Error: "e", Hint: "h"}}})
+}
+
+func TestAVHIDThatCannotBeIsRefused(t *testing.T) {
+	for _, vhid := range []string{`{"vhid":0}`, `{"vhid":256}`, `{}`, `{"vhid":1,"advbase":-1}`, `{"vhid":1,"advbase":256}`, `{"vhid":1,"advskew":-1}`,
+		`{"vhid":1,"advskew":256}`, `{"vhid":1,"role":"BOSS"}`, `{"vhid":1,"addresses":["192.0.2.10"]}`, `{"vhid":1,"addresses":[""]}`,
+		`{"vhid":1,"addresses":["fe80::1%em0/64"]}`, `{"vhid":1,"addresses":["192.0.2.10/33"]}`,
+		`{"vhid":1,"addresses":[` + strings.Repeat(`"192.0.2.10/32",`, maxAddresses) + `"192.0.2.10/32"]}`} {
+		if c, err := decodeCARP(strings.NewReader(`{"node":"n","vhids":[` + vhid + `]}`)); err == nil {
+			t.Errorf("%.60s: accepted as %+v", vhid, c)
+		}
+	}
+	if _, err := decodeCARP(strings.NewReader(`{"node":"n","role":"BOSS"}`)); err == nil {
+		t.Error("a role that is none was accepted")
+	}
 }
 
 // checkFilled fails where the test itself left a field empty, so that the comparison above could not find it.
@@ -184,7 +211,7 @@ var forbidden = []struct {
 }{
 	{"POST", "/v1/issue", 404}, {"POST", "/v1/revoke", 404}, {"POST", "/v1/rollback", 404}, {"POST", "/v1/configure", 404},
 	{"PUT", "/v1/config", 404}, {"POST", "/v1/renew", 404}, {"POST", "/v1/sync", 404}, {"POST", "/v1/prune", 404}, {"POST", "/v1/drill", 404},
-	{"POST", "/v1/carp", 404}, {"GET", "/v1/config", 404}, {"GET", "/v1/keys", 404}, {"GET", "/metrics", 404}, {"GET", "/debug/pprof/", 404},
+	{"POST", "/v1/carp", 405}, {"PUT", "/v1/carp", 405}, {"POST", "/v1/carp/state", 404}, {"GET", "/v1/config", 404}, {"GET", "/v1/keys", 404}, {"GET", "/metrics", 404}, {"GET", "/debug/pprof/", 404},
 	{"GET", "/", 404}, {"GET", "/v1", 404}, {"GET", "/v1/", 404}, {"GET", "/v2/inventory", 404}, {"GET", "/v0/inventory", 404},
 	{"GET", "/v1/inventory/", 404}, {"GET", "//v1/inventory", 404}, {"GET", "/v1/../v1/inventory", 404}, {"GET", "/v1/INVENTORY", 404},
 	{"GET", "/v1/generations/..%2finventory", 404}, {"GET", "/v1/generations/c0.example.org.pem", 404}, {"DELETE", "/v1/generations/c0.example.org", 404},

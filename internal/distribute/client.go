@@ -123,6 +123,22 @@ func (p *Peer) Status(ctx context.Context) (cluster.NodeStatus, error) {
 	return status, nil
 }
 
+// CARP asks what the peer sees of its virtual addresses.
+func (p *Peer) CARP(ctx context.Context) (cluster.CARP, error) {
+	var carp cluster.CARP
+	err := p.do(ctx, call{what: "CARP of", method: http.MethodGet, path: pathCARP, limit: p.timeouts.Request},
+		func(body io.Reader) (err error) {
+			if carp, err = decodeCARP(body); err == nil {
+				err = p.isNamed(carp.Node)
+			}
+			return err
+		})
+	if err != nil {
+		return cluster.CARP{}, err
+	}
+	return carp, nil
+}
+
 // isNamed refuses a node that is not the one asked: two addresses were mixed up in the configuration.
 func (p *Peer) isNamed(node string) error {
 	if node == p.cfg.Name {

@@ -234,6 +234,50 @@ func decodeStatus(body io.Reader) (cluster.NodeStatus, error) {
 	return s, err
 }
 
+func decodeCARP(body io.Reader) (cluster.CARP, error) {
+	var c cluster.CARP
+	d := newDecoder(body)
+	err := d.object(func(key string) error {
+		switch key {
+		case "node":
+			return d.value(&c.Node)
+		case "time":
+			return d.value(&c.Time)
+		case "role":
+			return d.value(&c.Role)
+		case "error":
+			return d.text(&c.Error)
+		case "hint":
+			return d.text(&c.Hint)
+		case "source":
+			return d.text(&c.Source)
+		case "vhids":
+			return d.vhids(&c.VHIDs)
+		case "demotion":
+			return d.value(&c.Demotion)
+		case "preempt":
+			return d.value(&c.Preempt)
+		}
+		return errUnknown
+	})
+	err = firstThen(err, d.end)
+	if err == nil {
+		err = checkName("node", c.Node)
+	}
+	return c, err
+}
+
+func (d *decoder) vhids(out *[]cluster.VHID) error {
+	err := list(d, out, func(v cluster.VHID) (int, error) { return len(v.Addresses), checkVHID(v) })
+	for i := range *out {
+		v := &(*out)[i]
+		for _, text := range []*string{&v.Interface, &v.Version, &v.Error, &v.Hint} {
+			*text = cleanText(*text, maxText)
+		}
+	}
+	return err
+}
+
 // text reads a string for people, made fit for a terminal.
 func (d *decoder) text(out *string) error {
 	if err := d.value(out); err != nil {

@@ -16,6 +16,7 @@
 //	PUT  /v1/records            accounts, orders, ledger, tombstones, releases to be merged
 //	POST /v1/release            activate what is held; where it then stands comes back
 //	GET  /v1/status             where the node's certificates stand
+//	GET  /v1/carp               what the node sees of its virtual addresses
 //
 // Nothing else is answered: a peer cannot issue, revoke, roll back or configure.
 //

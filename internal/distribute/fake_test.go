@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -148,6 +149,14 @@ func (f *fakeLocal) Release(ctx context.Context, from string, releases []cluster
 			Disk: cluster.Sighting{Fingerprint: r.Generation.Fingerprint}, Outcome: cluster.Done})
 	}
 	return out, nil
+}
+
+func (f *fakeLocal) CARP(ctx context.Context) (cluster.CARP, error) {
+	if err := f.enter(ctx, "carp", ""); err != nil {
+		return cluster.CARP{}, err
+	}
+	return cluster.CARP{Node: f.node, Role: cluster.Backup, Source: "netlink", VHIDs: []cluster.VHID{{Interface: "em0\x1b[31m", ID: 1,
+		Role: cluster.Backup, AdvBase: 1, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/32")}}}}, nil
 }
 
 func (f *fakeLocal) Status(ctx context.Context) (cluster.NodeStatus, error) {

@@ -2,8 +2,10 @@ package distribute
 
 import (
 	"fmt"
+	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"unicode"
 
 	"certsync/internal/cert"
@@ -194,6 +196,23 @@ func checkTombstone(t cluster.Tombstone) error {
 
 func checkRelease(r cluster.Release) error {
 	return firstError(checkGeneration(r.Generation), checkName("node of the release", r.Node))
+}
+
+// maxAddresses is how many addresses one vhid may have here; more do not fit in an advertisement that anybody sends.
+const maxAddresses = 1000
+
+func checkVHID(v cluster.VHID) error {
+	switch {
+	case v.ID < 1 || v.ID > 255:
+		return malformed("vhid %d", v.ID)
+	case v.AdvBase < 0 || v.AdvBase > 255 || v.AdvSkew != nil && (*v.AdvSkew < 0 || *v.AdvSkew > 255):
+		return malformed("vhid %d: advbase or advskew", v.ID)
+	case len(v.Addresses) > maxAddresses:
+		return malformed("vhid %d: %d addresses, at most %d", v.ID, len(v.Addresses), maxAddresses)
+	case slices.ContainsFunc(v.Addresses, func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Zone() != "" }):
+		return malformed("vhid %d: an address that is none", v.ID)
+	}
+	return nil
 }
 
 func firstError(errs ...error) error {

@@ -25,6 +25,8 @@ type Local interface {
 	Release(ctx context.Context, from string, releases []cluster.Release) ([]cluster.Placement, error)
 	// Status tells where the node's certificates stand.
 	Status(ctx context.Context) (cluster.NodeStatus, error)
+	// CARP tells what the node sees of its virtual addresses.
+	CARP(ctx context.Context) (cluster.CARP, error)
 }
 
 // Timeouts bounds every wait of the API; zero fields take the default named.

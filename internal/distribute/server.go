@@ -38,7 +38,7 @@ type route struct {
 	serve  func(ctx context.Context, w http.ResponseWriter, r *http.Request) error
 }
 
-// NewHandler answers the peer API: the six calls of the package comment and nothing else. It trusts the header
+// NewHandler answers the peer API: the seven calls of the package comment and nothing else. It trusts the header
 // Certsync-Node, so it belongs behind AsNode, or on a socket that only serve-peer may open (Listen).
 func NewHandler(local Local, opts HandlerOptions) http.Handler {
 	t := opts.Timeouts.withDefaults()
@@ -53,6 +53,7 @@ func NewHandler(local Local, opts HandlerOptions) http.Handler {
 		pathRecords:     {http.MethodPut, t.Request, s.records},
 		pathRelease:     {http.MethodPost, t.Release, s.release},
 		pathStatus:      {http.MethodGet, t.Request, s.status},
+		pathCARP:        {http.MethodGet, t.Request, s.carp},
 	}
 	return s
 }
@@ -129,6 +130,14 @@ func (s *server) status(ctx context.Context, w http.ResponseWriter, _ *http.Requ
 		return err
 	}
 	return writeJSON(w, http.StatusOK, status)
+}
+
+func (s *server) carp(ctx context.Context, w http.ResponseWriter, _ *http.Request) error {
+	carp, err := s.local.CARP(ctx)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, carp)
 }
 
 // fetch streams what is asked for. A failure after the first bundle goes out in the stream's end.

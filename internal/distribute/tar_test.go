@@ -263,6 +263,7 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 		_, _ = decodeStatus(body())
+		_, _ = decodeCARP(body())
 		_, _ = decodePlacements(body())
 		_, _ = decodeList(body(), "generations", checkGeneration)
 		var w wireError

@@ -38,6 +38,8 @@ func (emptyNode) Status(context.Context) (cluster.NodeStatus, error) {
 	return cluster.NodeStatus{Node: "proxy2"}, nil
 }
 
+func (emptyNode) CARP(context.Context) (cluster.CARP, error) { return cluster.CARP{}, nil }
+
 const sshChild = "CERTSYNC_LAB_SSH_CHILD"
 
 // TestSSHServer_Child is no test but the forced command of the others: they run this binary with sshChild set.

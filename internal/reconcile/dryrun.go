@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -21,8 +22,12 @@ type Rehearsal struct {
 // DryRun obtains the named certificates (all, where names is empty) from another CA, the staging one, and keeps
 // nothing: no generation, no order, no account. It proves the DNS credentials, the names and the CA's willingness.
 func (r *Reconciler) DryRun(ctx context.Context, staging Issuer, names []string) ([]Rehearsal, error) {
-	if err := r.fence(ctx); err != nil {
-		return nil, err
+	seen, err := r.Roles.Role(ctx)
+	switch {
+	case err != nil:
+		return nil, cmp.Or(ended(ctx), fmt.Errorf("role: %w", err))
+	case seen.Role != cluster.Master:
+		return nil, r.refusal(ctx, seen)
 	}
 	chosen, err := r.Settings.chosen(names)
 	if err != nil {

@@ -121,6 +121,25 @@ func TestOnlyTheMasterIssues(t *testing.T) {
 	w.orders(0, 0)
 }
 
+func TestWhoIsMasterIsAskedOfThePeersWhereTheRoleDoesNotSay(t *testing.T) {
+	w := newWorld(t, 3)
+	backup := w.hosts[2]
+	backup.nameless = true
+	for _, ask := range []func() error{
+		func() error { _, err := backup.pass(context.Background(), Wanted{MasterOnly: true}); return err },
+		func() error { _, err := backup.DryRun(context.Background(), backup.Issuer, nil); return err },
+	} {
+		if err := ask(); !errors.Is(err, cluster.ErrNotMaster) || cluster.HintOf(err) != "run it on proxy1" {
+			t.Errorf("%v, hint %q", err, cluster.HintOf(err))
+		}
+	}
+	w.hosts[0].role = cluster.Backup
+	if _, err := backup.pass(context.Background(), Wanted{MasterOnly: true}); !errors.Is(err, cluster.ErrNotMaster) || !strings.Contains(err.Error(), "no peer that answers is MASTER") {
+		t.Errorf("nobody is MASTER: %v", err)
+	}
+	w.orders(0, 0)
+}
+
 func TestAnUnknownNameIsAUsageError(t *testing.T) {
 	w := newWorld(t, 1)
 	_, err := w.hosts[0].pass(context.Background(), Wanted{Names: []string{"nope"}})

@@ -35,10 +35,7 @@ func (n *Node) Inventory(ctx context.Context) (cluster.Inventory, error) {
 		return cluster.Inventory{}, err
 	}
 	// A role that cannot be read is Unknown; the inventory is given all the same, since a peer may need what is held.
-	seen, err := n.Roles.Role(ctx)
-	if err != nil {
-		seen = cluster.Seen{}
-	}
+	seen := n.Roles.View(ctx)
 	return cluster.Inventory{API: cluster.API, Version: n.Settings.Version, Node: n.Settings.Node, Role: seen.Role,
 		Time: n.Now().UTC(), Digest: n.Settings.Digest, Generations: held, Records: records}, nil
 }
@@ -374,12 +371,19 @@ func slotsOf(generations []cert.Generation) []cert.Slot {
 func (n *Node) identity(ctx context.Context) cluster.NodeStatus {
 	status := cluster.NodeStatus{Node: n.Settings.Node, Time: n.Now().UTC(), Version: n.Settings.Version,
 		Digest: n.Settings.Digest, Reachable: true, Problems: n.Store.Problems(ctx)}
-	seen, err := n.Roles.Role(ctx)
-	if err != nil {
-		status.Problems = append(status.Problems, "role: "+err.Error())
+	seen := n.Roles.View(ctx)
+	if seen.Error != "" {
+		status.Problems = append(status.Problems, "role: "+seen.Error)
 	}
 	status.Role = seen.Role
 	return status
+}
+
+// CARP tells what this node sees of its virtual addresses.
+func (n *Node) CARP(ctx context.Context) (cluster.CARP, error) {
+	seen := n.Roles.View(ctx)
+	seen.Node, seen.Time = n.Settings.Node, n.Now().UTC()
+	return seen, context.Cause(ctx)
 }
 
 func (n *Node) heldAndRecords(ctx context.Context) ([]cert.Generation, cluster.Records, error) {

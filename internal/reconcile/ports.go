@@ -9,7 +9,10 @@ import (
 
 // Roles tells the role of this node, read anew at each call.
 type Roles interface {
+	// Role is what may be acted on: MASTER only once it has settled, which the call may wait for.
 	Role(ctx context.Context) (cluster.Seen, error)
+	// View is what is seen at this moment, for showing: it waits for nothing.
+	View(ctx context.Context) cluster.CARP
 }
 
 // Store is the node's durable state. What a method has returned without error from is on disk (fsynced). Reads see the

@@ -85,7 +85,7 @@ func (r *Reconciler) begin(ctx context.Context, wanted Wanted) (*pass, error) {
 		return nil, cmp.Or(ended(ctx), fmt.Errorf("role: %w", err))
 	}
 	if wanted.MasterOnly && seen.Role != cluster.Master {
-		return nil, notMaster(seen)
+		return nil, r.refusal(ctx, seen)
 	}
 	p := &pass{Reconciler: r, wanted: wanted, seen: seen,
 		rows: map[cert.Slot]*cluster.CertificateReport{}, placements: map[string]map[placementKey]cluster.Placement{}}
@@ -101,6 +101,40 @@ func (r *Reconciler) begin(ctx context.Context, wanted Wanted) (*pass, error) {
 		}
 	}
 	return p, nil
+}
+
+// masterTimeout bounds the search for who is MASTER instead of this node.
+const masterTimeout = 5 * time.Second
+
+// refusal is the error of what only the MASTER does, and says who is: where the source of the role does not know, the
+// peers are asked.
+func (r *Reconciler) refusal(ctx context.Context, seen cluster.Seen) error {
+	if seen.Master == "" {
+		seen.Master = r.masterAmongPeers(ctx)
+	}
+	if seen.Master == "" {
+		return cluster.WithHint(fmt.Errorf("this node is %s, and no peer that answers is MASTER: %w", seen.Role, cluster.ErrNotMaster),
+			"see what certsync carp status says")
+	}
+	return notMaster(seen)
+}
+
+func (r *Reconciler) masterAmongPeers(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, masterTimeout)
+	defer cancel()
+	is := make([]bool, len(r.Peers))
+	var wg sync.WaitGroup
+	for i, peer := range r.Peers {
+		wg.Go(func() {
+			inv, err := peer.Inventory(ctx)
+			is[i] = err == nil && inv.Role == cluster.Master
+		})
+	}
+	wg.Wait()
+	if i := slices.Index(is, true); i >= 0 {
+		return r.Peers[i].Name()
+	}
+	return ""
 }
 
 // notMaster is the error of a node that may not do what only the MASTER does.

@@ -57,10 +57,12 @@ type host struct {
 	proxy *fakeProxy
 	links map[string]*link
 
-	mu       sync.Mutex
-	role     cluster.Role
-	roleErr  error
-	flipAt   int // the reading of the role from which on the node is BACKUP; 0 for never
+	mu      sync.Mutex
+	role    cluster.Role
+	roleErr error
+	flipAt  int // the reading of the role from which on the node is BACKUP; 0 for never
+	// nameless: the source of the role does not know who is MASTER elsewhere.
+	nameless bool
 	readings int
 	effects  int
 	killAt   int // the effect at which the process dies; 0 for never
@@ -219,7 +221,19 @@ func (h *host) Role(context.Context) (cluster.Seen, error) {
 	if h.flipAt > 0 && h.readings >= h.flipAt {
 		h.role = cluster.Backup
 	}
+	if h.nameless {
+		return cluster.Seen{Role: h.role}, h.roleErr
+	}
 	return cluster.Seen{Role: h.role, Master: "proxy9"}, h.roleErr
+}
+
+func (h *host) View(context.Context) cluster.CARP {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.roleErr != nil {
+		return cluster.CARP{Error: h.roleErr.Error()}
+	}
+	return cluster.CARP{Role: h.role, Source: "static"}
 }
 
 // effect is called before anything that a process does outside itself; a dead one does nothing more.
