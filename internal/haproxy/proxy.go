@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"certsync/internal/cert"
 	"certsync/internal/cluster"
 )
 
@@ -214,7 +217,28 @@ func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]clust
 	for _, t := range targets {
 		out = append(out, a.target(ctx, t))
 	}
+	p.replacePlaceholder(out)
 	return out, nil
+}
+
+// replacePlaceholder takes the placeholder out of the bundle folder once a bundle is in it: HAProxy needs it no longer to
+// start, and would show it to clients that ask for no name it has. What runs keeps it in memory until it starts again.
+// That it cannot be removed harms nothing and is no failure of a certificate.
+func (p *Proxy) replacePlaceholder(placed []cluster.Placement) {
+	onDisk := func(pl cluster.Placement) bool {
+		return filepath.Dir(pl.File) == filepath.Clean(p.config.BundleDir) && !pl.Disk.Fingerprint.IsZero()
+	}
+	if !slices.ContainsFunc(placed, onDisk) {
+		return
+	}
+	name := filepath.Join(p.config.BundleDir, cert.PlaceholderName)
+	content, err := os.ReadFile(name)
+	if err != nil || !cert.IsPlaceholder(content) {
+		return
+	}
+	if os.Remove(name) == nil {
+		_ = syncDir(p.config.BundleDir)
+	}
 }
 
 // firstSurvey takes at most half of the time that ctx leaves: a HAProxy that hangs must not cost the bundle its way to
