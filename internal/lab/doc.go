@@ -18,4 +18,7 @@
 //		lab.Problem(w, http.StatusTooManyRequests, "rateLimited", "too many certificates")
 //		return true
 //	})
+//
+// On Linux a Pair is two hosts with real CARP (ucarp) on a Segment: network namespaces on a bridge, which the kernel
+// takes away with the process that made them. It needs root, ip(8) and ucarp; CanSegment says what is missing.
 package lab
