@@ -5,6 +5,8 @@ set -eu
 cd "$(dirname "$0")/.."
 GO=${GO:-go}
 tags=fewproviders
+limit=15m
+[ -z "${CERTSYNC_TEST_FULL:-}" ] || limit=60m
 
 # Most of the tests fsync all the time: in memory they take a third of the time, where there is room.
 tmp=
@@ -34,10 +36,10 @@ fi
 
 # The end-to-end tests have the machine to themselves: their hosts, clients and HAProxies are many processes.
 printf 'test: with the race detector\n'
-$GO list -tags $tags ./... | grep -v '/e2e$' | xargs "$GO" test -race -tags $tags -timeout 15m
+$GO list -tags $tags ./... | grep -v '/e2e$' | xargs "$GO" test -race -tags $tags -timeout "$limit"
 
 printf 'test: kill -9 at the failpoints of internal/haproxy\n'
-$GO test -tags "$tags failpoint" -timeout 15m -run AKillAtAnyStep ./internal/haproxy
+$GO test -tags "$tags failpoint" -timeout "$limit" -run AKillAtAnyStep ./internal/haproxy
 
 wait "$link" || {
 	cat "$log"
@@ -48,4 +50,4 @@ cat "$log"
 ./bin/certsync version
 
 printf 'test: end to end\n'
-$GO test -race -tags $tags -timeout 60m ./e2e
+$GO test -race -tags $tags -timeout 90m ./e2e

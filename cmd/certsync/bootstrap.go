@@ -59,7 +59,7 @@ func (a *app) bootstrap(ctx context.Context, o bootstrapOptions) error {
 		return err
 	}
 	if o.revert {
-		result, err := host.Revert(ctx, settings, o.yes)
+		result, err := host.Revert(ctx, o.yes)
 		return a.printResult(result, err, "undone", o)
 	}
 	plan, err := host.Plan(ctx, settings)

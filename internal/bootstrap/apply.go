@@ -50,7 +50,7 @@ func (h *Host) Apply(ctx context.Context, s Settings, p *Plan, yes bool) (*Resul
 		return result, err
 	}
 	defer unlock()
-	r, err := h.loadRecord(s.StateDir)
+	r, err := h.loadRecord()
 	if err != nil {
 		return result, err
 	}

@@ -105,7 +105,7 @@ func TestKilledAnywhereThenAppliedAgainEndsAsUnkilledAndRevertsWholly(t *testing
 func withoutVolatile(tree map[string]string) map[string]string {
 	out := maps.Clone(tree)
 	for name, text := range out {
-		if strings.HasSuffix(name, RecordName) {
+		if strings.HasSuffix(name, RecordPath) {
 			delete(out, name)
 		}
 		if strings.HasSuffix(name, cert.PlaceholderName) {
@@ -361,13 +361,13 @@ func TestAnOpenNetifFileIsClosedBeforeThePasswordIsInIt(t *testing.T) {
 func TestTheRecordIsRootsAndIsNotBelievedElse(t *testing.T) {
 	w := newWorld(t, "fresh-13", em0())
 	w.apply()
-	p := filepath.Join(w.root, "var/db/certsync", RecordName)
+	p := filepath.Join(w.root, RecordPath)
 	info, err := os.Stat(p)
 	w.must(err)
 	if info.Mode().Perm() != 0o600 || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
 		t.Errorf("the record is %v", info.Mode())
 	}
-	good := w.read("var/db/certsync/" + RecordName)
+	good := w.read(RecordPath)
 	for name, spoil := range map[string]func(){
 		"another mode":     func() { w.must(os.Chmod(p, 0o620)) },
 		"a link":           func() { w.must(os.Rename(p, p+"2")); w.must(os.Symlink(p+"2", p)) },
@@ -378,7 +378,7 @@ func TestTheRecordIsRootsAndIsNotBelievedElse(t *testing.T) {
 		"an unknown entry": func() { w.must(os.WriteFile(p, []byte(`{"format":1,"entries":[{"step":"x"}]}`), 0o600)) },
 	} {
 		spoil()
-		if _, err := w.Revert(t.Context(), w.set, true); err == nil || !strings.Contains(err.Error(), "read the record") {
+		if _, err := w.Revert(t.Context(), true); err == nil || !strings.Contains(err.Error(), "read the record") {
 			t.Errorf("%s: revert: %v", name, err)
 		}
 		_ = os.Remove(p)
@@ -387,7 +387,7 @@ func TestTheRecordIsRootsAndIsNotBelievedElse(t *testing.T) {
 	}
 	if os.Geteuid() == 0 {
 		w.must(os.Chown(p, 1001, 1001))
-		if _, err := w.Revert(t.Context(), w.set, true); err == nil || !strings.Contains(err.Error(), "could write") {
+		if _, err := w.Revert(t.Context(), true); err == nil || !strings.Contains(err.Error(), "could write") {
 			t.Errorf("the service's own record: %v", err)
 		}
 		w.must(os.Chown(p, 0, 0))
@@ -399,12 +399,12 @@ func TestARevertThatTouchesAnInterfaceWantsYes(t *testing.T) {
 	w := newWorld(t, "fresh-13", em0())
 	w.apply()
 	applied := w.tree()
-	if _, err := w.Revert(t.Context(), w.set, false); !errors.Is(err, cluster.ErrUsage) || !strings.Contains(err.Error(), "em0") {
+	if _, err := w.Revert(t.Context(), false); !errors.Is(err, cluster.ErrUsage) || !strings.Contains(err.Error(), "em0") {
 		t.Errorf("%v", err)
 	}
 	sameTree(t, applied, w.tree())
 	w.Kernel = nil
-	if _, err := w.Revert(t.Context(), w.set, true); err == nil || !strings.Contains(err.Error(), "none to ask") {
+	if _, err := w.Revert(t.Context(), true); err == nil || !strings.Contains(err.Error(), "none to ask") {
 		t.Errorf("without a kernel: %v", err)
 	}
 }
@@ -417,7 +417,7 @@ func TestTwoBootstrapsDoNotRunAtOnce(t *testing.T) {
 	if _, err := w.Apply(t.Context(), w.set, p, true); !errors.Is(err, cluster.ErrBusy) {
 		t.Errorf("apply: %v", err)
 	}
-	if _, err := w.Revert(t.Context(), w.set, true); !errors.Is(err, cluster.ErrBusy) {
+	if _, err := w.Revert(t.Context(), true); !errors.Is(err, cluster.ErrBusy) {
 		t.Errorf("revert: %v", err)
 	}
 	unlock()

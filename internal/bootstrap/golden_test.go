@@ -132,7 +132,7 @@ func (w *world) difference(before map[string]string) string {
 	after := w.tree()
 	for _, name := range slices.Sorted(maps.Keys(after)) {
 		was, is := before[name], after[name]
-		if was == is || strings.HasSuffix(name, RecordName) {
+		if was == is || strings.HasSuffix(name, RecordPath) {
 			continue
 		}
 		if strings.HasSuffix(name, cert.PlaceholderName) {

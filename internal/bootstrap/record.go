@@ -16,8 +16,9 @@ import (
 	"certsync/internal/cluster"
 )
 
-// RecordName is the file in state_dir that holds what was applied.
-const RecordName = "bootstrap.json"
+// RecordPath is the file that holds what was applied. Root acts on it, so it lies in a folder that only root writes to,
+// not in state_dir, where the service's user could put a link in its place.
+const RecordPath = "/var/db/certsync-bootstrap.json"
 
 // recordFormat is that of the record; another is not touched.
 const recordFormat = 1
@@ -33,10 +34,10 @@ type record struct {
 	path string
 }
 
-// loadRecord reads the record; one without entries where there is none. It lies in a folder of the service's user, and
-// root acts on it: only a file that root wrote, and nobody else can write, is believed.
-func (h *Host) loadRecord(stateDir string) (*record, error) {
-	r := &record{Format: recordFormat, path: path.Join(stateDir, RecordName)}
+// loadRecord reads the record; one without entries where there is none. Only a file that root wrote, and nobody else can
+// write, is believed.
+func (h *Host) loadRecord() (*record, error) {
+	r := &record{Format: recordFormat, path: RecordPath}
 	if h.isLink(r.path) {
 		err := fmt.Errorf("read the record: %s is a link: root would write where it leads", r.path)
 		return nil, cluster.WithHint(err, "remove it: certsync makes no links there")
@@ -71,7 +72,7 @@ func (p *planner) remember() error {
 	if p.host.Getuid() != 0 && !p.host.Image {
 		return nil
 	}
-	r, err := p.host.loadRecord(p.set.StateDir)
+	r, err := p.host.loadRecord()
 	if errors.Is(err, sysfile.ErrNotFolder) {
 		return nil // the step of the folder says so
 	}
@@ -106,8 +107,7 @@ func (r *record) save(h *Host) error {
 
 // begin makes the folder of the record, and remembers that it did.
 func (r *record) begin(h *Host) error {
-	dir := path.Dir(r.path)
-	for at := dir; at != "/"; at = path.Dir(at) {
+	for at := path.Dir(r.path); at != "/"; at = path.Dir(at) {
 		there, err := h.Tree.Exists(at)
 		if err != nil {
 			return fmt.Errorf("make the folder of the record: %w", err)
@@ -118,11 +118,7 @@ func (r *record) begin(h *Host) error {
 		r.Folders = append([]string{at}, r.Folders...)
 	}
 	for _, name := range r.Folders {
-		mode := fs.FileMode(0o755)
-		if name == dir {
-			mode = 0o700
-		}
-		if _, err := h.Tree.MkdirAll(name, sysfile.How{Mode: mode}); err != nil {
+		if _, err := h.Tree.MkdirAll(name, sysfile.How{Mode: 0o755}); err != nil {
 			return fmt.Errorf("make the folder of the record: %w", err)
 		}
 	}

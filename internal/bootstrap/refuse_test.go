@@ -190,7 +190,7 @@ func TestLinuxIsRefusedClearly(t *testing.T) {
 	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(cluster.HintOf(err), "--root") {
 		t.Errorf("plan on Linux: %v (%s)", err, cluster.HintOf(err))
 	}
-	if _, err := w.Revert(t.Context(), w.set, true); !errors.Is(err, errors.ErrUnsupported) {
+	if _, err := w.Revert(t.Context(), true); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("revert on Linux: %v", err)
 	}
 }
@@ -205,7 +205,7 @@ func TestOnlyRootApplies(t *testing.T) {
 	if _, err := w.Apply(t.Context(), w.set, p, true); err == nil || !strings.Contains(err.Error(), "only root") {
 		t.Errorf("apply: %v", err)
 	}
-	if _, err := w.Revert(t.Context(), w.set, true); err == nil || !strings.Contains(err.Error(), "only root") {
+	if _, err := w.Revert(t.Context(), true); err == nil || !strings.Contains(err.Error(), "only root") {
 		t.Errorf("revert: %v", err)
 	}
 	sameTree(t, before, w.tree())

@@ -13,7 +13,7 @@ import (
 // Revert undoes what was applied, the newest first, and forgets each when it is undone, so that a kill between two leaves
 // the rest to the next. What somebody else changed since stays, and the Result says so. yes confirms that interfaces are
 // touched.
-func (h *Host) Revert(ctx context.Context, s Settings, yes bool) (*Result, error) {
+func (h *Host) Revert(ctx context.Context, yes bool) (*Result, error) {
 	if err := h.usable(); err != nil {
 		return nil, err
 	}
@@ -25,7 +25,7 @@ func (h *Host) Revert(ctx context.Context, s Settings, yes bool) (*Result, error
 		return nil, err
 	}
 	defer unlock()
-	r, err := h.loadRecord(s.StateDir)
+	r, err := h.loadRecord()
 	if err != nil {
 		return nil, err
 	}

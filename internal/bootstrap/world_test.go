@@ -170,7 +170,7 @@ func (w *world) apply() *Result {
 
 func (w *world) revert() *Result {
 	w.t.Helper()
-	r, err := w.Revert(context.Background(), w.set, true)
+	r, err := w.Revert(context.Background(), true)
 	w.must(err)
 	return r
 }
