@@ -27,13 +27,13 @@ check:
 # test: everything that CI runs.
 test:
 	sh scripts/deps.sh
-	sh scripts/check.sh
+	sh scripts/check.sh host
 	sh scripts/test.sh
 
 # test-full: the same with the issues' full figures, and FreeBSD builds of the whole.
 test-full:
 	sh scripts/deps.sh
-	sh scripts/check.sh
+	sh scripts/check.sh host
 	CERTSYNC_TEST_FULL=1 sh scripts/test.sh
 	sh scripts/check.sh full
 

@@ -141,8 +141,9 @@ func (l *Lab) findPrograms(ctx context.Context) error {
 // program's path.
 func Build(ctx context.Context, dir string, tags ...string) (string, error) {
 	out := filepath.Join(dir, "certsync")
-	args := []string{"build", "-tags", strings.Join(tags, ","), "-o", out, "certsync/cmd/certsync"}
-	r, err := runCommand(ctx, "go", args, baseEnv(), "")
+	// With the flags of `make build`, so that what is tried is what is shipped, and what it is made of is compiled once.
+	args := []string{"build", "-trimpath", "-tags", strings.Join(tags, ","), "-o", out, "certsync/cmd/certsync"}
+	r, err := runCommand(ctx, "go", args, append(baseEnv(), "CGO_ENABLED=0"), "")
 	if err != nil {
 		return "", fmt.Errorf("build certsync: %w", err)
 	}
