@@ -35,7 +35,6 @@ test-full:
 	sh scripts/deps.sh
 	sh scripts/check.sh host
 	CERTSYNC_TEST_FULL=1 sh scripts/test.sh
-	sh scripts/check.sh full
 
 bench:
 	sh scripts/deps.sh bench

@@ -24,7 +24,11 @@ trap 'exit 143' TERM HUP
 # Compiling for FreeBSD and linking all providers takes minutes of CPU, and the tests wait more than they compute: side by
 # side, at low priority.
 printf 'test: beside the tests: the FreeBSD builds, and the binary with every DNS provider, linked once\n'
-{ nice -n 19 sh scripts/check.sh freebsd && nice -n 19 make build GO="$GO"; } >"$log" 2>&1 &
+builds() {
+	nice -n 19 sh scripts/check.sh freebsd && nice -n 19 make build GO="$GO" || return 1
+	[ -z "${CERTSYNC_TEST_FULL:-}" ] || nice -n 19 sh scripts/check.sh full
+}
+builds >"$log" 2>&1 &
 beside=$!
 
 if [ -z "${TMPDIR:-}" ] && [ -d /dev/shm ] && [ -w /dev/shm ]; then
@@ -38,7 +42,9 @@ fi
 
 # The end-to-end tests come by themselves: their hosts, clients and HAProxies are many processes.
 printf 'test: with the race detector\n'
-$GO list -tags $tags ./... | grep -v '/e2e$' | xargs "$GO" test -race -tags $tags -timeout "$limit"
+# More at a time than there may be cores, since they wait, and the two longest first.
+$GO list -tags $tags ./... | grep -v '/e2e$' |
+	xargs "$GO" test -race -tags $tags -timeout "$limit" -p 3 ./internal/haproxy ./internal/distribute
 
 printf 'test: kill -9 at the failpoints of internal/haproxy\n'
 CGO_ENABLED=0 $GO test -trimpath -tags "$tags failpoint" -timeout "$limit" -run AKillAtAnyStep ./internal/haproxy
