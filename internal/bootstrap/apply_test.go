@@ -126,6 +126,26 @@ func TestKilledInARevertTheNextOneEndsIt(t *testing.T) {
 	})
 }
 
+// The record has no entries any more, and is still there.
+func TestKilledAtTheLastPlaceOfARevertTheNextOneRemovesTheRecord(t *testing.T) {
+	whole := hosts["fresh-13"](t)
+	whole.apply()
+	places := 0
+	whole.at = func(string) { places++ }
+	whole.revert()
+
+	w := hosts["fresh-13"](t)
+	before, kernel := w.tree(), w.kernelText()
+	w.apply()
+	if !w.until(places, func() { w.revert() }) {
+		t.Fatalf("a revert has no place %d", places)
+	}
+	if _, err := os.Stat(filepath.Join(w.root, RecordPath)); err != nil {
+		t.Fatalf("the record is gone already: %v", err)
+	}
+	w.revertsTo(before, kernel)
+}
+
 func TestAStepThatFailsStopsThereAndTheRestCanBeDoneOrUndone(t *testing.T) {
 	for fail, at := range map[string]string{
 		"kldload":                         "carp.ko now",

@@ -32,6 +32,8 @@ type record struct {
 	Entries []entry  `json:"entries"`
 
 	path string
+	// there tells that the file is.
+	there bool
 }
 
 // loadRecord reads the record; one without entries where there is none. Only a file that root wrote, and nobody else can
@@ -53,6 +55,7 @@ func (h *Host) loadRecord() (*record, error) {
 		err := fmt.Errorf("read the record: %s: not a file that only uid %d could write", s, uid)
 		return nil, cluster.WithHint(err, "look at it; where it is none of certsync's, move it away")
 	}
+	r.there = true
 	d := json.NewDecoder(bytes.NewReader(s.Data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(r); err != nil {

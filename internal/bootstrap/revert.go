@@ -30,7 +30,7 @@ func (h *Host) Revert(ctx context.Context, yes bool) (*Result, error) {
 		return nil, err
 	}
 	result := &Result{Done: []string{}}
-	if len(r.Entries) == 0 && len(r.Folders) == 0 {
+	if !r.there { // one without entries is what a kill at the end of a revert left
 		return result, nil
 	}
 	if err := h.mayRevert(r, yes); err != nil {
