@@ -59,3 +59,8 @@ wait "$beside" || {
 beside=
 cat "$log"
 ./bin/certsync version
+
+if [ -n "${CERTSYNC_TEST_FULL:-}" ]; then
+	printf 'test: the whole load, which the race detector has no room for\n'
+	CGO_ENABLED=0 $GO test -trimpath -tags $tags -timeout 30m -v -run UnderLoad ./e2e
+fi
