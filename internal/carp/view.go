@@ -50,7 +50,7 @@ func kernelView(k *Kernel) func(context.Context, []Spec) cluster.CARP {
 			state, err := kernelState(k, s)
 			view.VHIDs = append(view.VHIDs, kernelVHID(s, state, err, interfaces, listed))
 			if err == nil {
-				view.Source = sourceOf(state)
+				view.Source = state.Source
 			}
 		}
 		return view
@@ -72,14 +72,6 @@ func kernelVHID(s Spec, state State, err error, interfaces []Interface, listed e
 		v.AdvBase, v.AdvSkew = state.AdvBase, new(state.AdvSkew)
 	}
 	return v
-}
-
-// sourceOf tells by which interface of the kernel a state was read: only netlink tells of peers and versions.
-func sourceOf(s State) string {
-	if s.Version != "" || s.Peer.IsValid() || s.Peer6.IsValid() {
-		return "netlink"
-	}
-	return "ioctl"
 }
 
 // sysctl is nil where it cannot be read.

@@ -18,10 +18,10 @@ import (
 // fakeKernel has vhid 1 MASTER and vhid 2 BACKUP on em0.
 func fakeKernel() *Kernel {
 	states := map[string]State{
-		"em0/1": {VHID: 1, Role: cluster.Master, AdvBase: 1, AdvSkew: 0, Password: cluster.Secret("secret"), Version: "carp",
+		"em0/1": {Source: "netlink", VHID: 1, Role: cluster.Master, AdvBase: 1, AdvSkew: 0, Password: cluster.Secret("secret"), Version: "carp",
 			Peer: netip.MustParseAddr("224.0.0.18"), Peer6: netip.MustParseAddr("ff02::12")},
-		"em0/2": {VHID: 2, Role: cluster.Backup, AdvBase: 1, AdvSkew: 100, Version: "carp"},
-		"em1/3": {VHID: 3, Role: cluster.Init, Version: "vrrp3"},
+		"em0/2": {Source: "netlink", VHID: 2, Role: cluster.Backup, AdvBase: 1, AdvSkew: 100, Version: "carp"},
+		"em1/3": {Source: "netlink", VHID: 3, Role: cluster.Init, Version: "vrrp3"},
 	}
 	return &Kernel{
 		VHID: func(iface string, vhid int) (State, error) {
@@ -90,7 +90,7 @@ func TestTheViewSaysWhatCouldNotBeReadAndShowsTheRest(t *testing.T) {
 func TestTheViewTellsByWhatItWasRead(t *testing.T) {
 	k := fakeKernel()
 	k.VHID = func(_ string, vhid int) (State, error) {
-		return State{VHID: vhid, Role: cluster.Backup, AdvBase: 1}, nil
+		return State{Source: "ioctl", VHID: vhid, Role: cluster.Backup, AdvBase: 1}, nil
 	}
 	if view := kernelView(k)(t.Context(), testSpecs); view.Source != "ioctl" {
 		t.Errorf("source %q, want ioctl", view.Source)
