@@ -53,6 +53,7 @@ type options struct {
 	rounds                  int
 	certsync, lego, haproxy string
 	verbose                 bool
+	fleet, changed          int
 }
 
 func run(ctx context.Context, args []string, out io.Writer) (err error) {
@@ -62,9 +63,14 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	flags.StringVar(&o.certsync, "certsync", "", "the certsync `binary`; default: built from the source in the current folder")
 	flags.StringVar(&o.lego, "lego", "", "the lego `binary`; default: lego in the PATH, else it is left out")
 	flags.StringVar(&o.haproxy, "haproxy", "", "the HAProxy `binary`; default: the earliest found")
+	flags.IntVar(&o.fleet, "fleet", 0, "instead, measure a node with this `number` of certificates")
+	flags.IntVar(&o.changed, "changed", 1000, "with -fleet: how many certificates the HAProxy has of which all, or one, change")
 	flags.BoolVar(&o.verbose, "v", false, "print every measurement")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if o.fleet > 0 {
+		return fleetBench(ctx, o, out)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("the benchmark needs root: sshd and uacme's mount namespace do")
