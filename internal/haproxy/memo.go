@@ -117,7 +117,7 @@ func (a *activation) remember(v *view, pl cluster.Placement) cluster.Placement {
 	if pl.Outcome != cluster.Unchanged && pl.Outcome != cluster.Unproven || pl.Disk.Note != "" || pl.Memory.Note != "" || !v.before.settled() {
 		return pl
 	}
-	pr := proof{want: v.Bundle.Fingerprint(), path: v.path, files: v.before.files, sha1: v.Bundle.SHA1(), ask: v.probeNames(), placement: pl}
+	pr := proof{want: v.Bundle.Fingerprint(), path: v.path, files: v.before.files, sha1: v.Bundle.SHA1(), ask: append([]string{}, v.probeNames()...), placement: pl}
 	pr.key, _ = a.names.real(v.path)
 	for _, e := range v.entries {
 		pr.names = append(pr.names, e.name)
@@ -312,7 +312,10 @@ func sideways[T any](all []T, do func(T)) {
 
 // slim leaves of a view what a handshake needs: thousands may wait for theirs.
 func (v *view) slim() {
-	v.Generation, v.ask, v.named = v.Wanted(), v.probeNames(), v.describe()
+	if v.Bundle != nil {
+		v.ask, v.named = append([]string{}, v.probeNames()...), v.describe()
+	}
+	v.Generation = v.Wanted()
 	v.Bundle, v.Known, v.disk, v.previous, v.data = nil, nil, nil, nil, nil
 }
 

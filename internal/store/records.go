@@ -331,8 +331,12 @@ func (s *Store) readTouched(ctx context.Context, in cluster.Records) (h held, fo
 // vetReleases refuses those of generations that are too far ahead of what is held: one such would hold back every
 // release to come.
 func (s *Store) vetReleases(have, in []cluster.Release) (good []cluster.Release, refused []error, err error) {
+	known := make(map[cluster.Release]bool, len(have))
+	for _, r := range have {
+		known[r] = true
+	}
 	for _, r := range in {
-		if slices.Contains(have, r) {
+		if known[r] {
 			good = append(good, r)
 			continue
 		}
