@@ -23,8 +23,8 @@ const (
 	sampleShare = 20
 )
 
-// sideBySide is how many targets are asked for at a time where nothing is to be changed: with 8, HAProxy's threads and
-// ours are busy, and neither its connection limits nor our descriptors are near.
+// sideBySide is how many targets are looked at at a time where nothing is to be changed: with 8 handshakes, HAProxy's
+// threads and ours are busy, and neither its connection limits nor our descriptors are near.
 const sideBySide = 8
 
 // memo is what a Proxy remembers of the slots that it found in service, so that a pass over thousands of certificates
@@ -245,18 +245,16 @@ func (s *survey) again(ctx context.Context, r *recalled) *cluster.Placement {
 	if !r.look && pl.Proof == cluster.Proven {
 		return &pl
 	}
-	if ctx.Err() != nil {
-		if r.all {
-			return nil // it comes first next time
-		}
-		return &pl
-	}
 	v := view{Target: r.t, path: r.path, ask: r.ask, placement: pl}
 	v.placement.Pid = s.process.Pid
-	if r.look && !s.holds(ctx, r.proof) || !s.proves(ctx, &v) {
-		if ctx.Err() == nil {
-			s.p.memo.forget(r.t.Slot)
-		}
+	right := ctx.Err() == nil && (!r.look || s.holds(ctx, r.proof)) && s.proves(ctx, &v)
+	switch {
+	case ctx.Err() != nil && r.all:
+		return nil // it comes first next time
+	case ctx.Err() != nil:
+		return &pl // which nothing speaks against
+	case !right:
+		s.p.memo.forget(r.t.Slot)
 		return nil
 	}
 	r.placement = v.placement
@@ -267,8 +265,11 @@ func (s *survey) again(ctx context.Context, r *recalled) *cluster.Placement {
 	return &v.placement
 }
 
-// holds tells whether HAProxy's memory is as it was proven.
+// holds tells whether HAProxy's memory is as it was proven. It asks for one at a time, at 0.1 ms each: two questions at
+// once are told that certificates are locked, and would have to be asked again.
 func (s *survey) holds(ctx context.Context, pr proof) bool {
+	s.asking.Lock()
+	defer s.asking.Unlock()
 	for _, name := range pr.names {
 		l, err := s.p.runtime.showCert(ctx, name, false)
 		if err != nil || l.SHA1 != pr.sha1 || l.Status != "Used" {

@@ -22,6 +22,8 @@ type survey struct {
 	err     error
 	listing listing
 	names   *nameIndex
+	// asking is held by whoever asks for a certificate while others may.
+	asking sync.Mutex
 	// now is what the proofs of this call are made under.
 	now circumstances
 	// dead are the addresses that could not be connected to: they are not tried again in this call.
