@@ -49,7 +49,13 @@ type StageResult struct {
 // Target is one slot as a node's HAProxy should have it.
 type Target struct {
 	Slot cert.Slot
-	// Bundle is to be in service; nil where none was issued yet (Inspect then tells what is there).
+	// Generation is to be in service; zero where Bundle says it, or where none was issued yet (Inspect then tells what is
+	// there).
+	Generation cert.Generation
+	// Load reads Bundle and Known where they are needed, which they are not of a target that is known to be in service;
+	// nil where they are given.
+	Load func(ctx context.Context) (bundle *cert.Bundle, known []*cert.Bundle, err error)
+	// Bundle is that of Generation; nil where Load gives it.
 	Bundle *cert.Bundle
 	// Known are other bundles of the slot, so that a sighting of an earlier one gets its name.
 	Known []*cert.Bundle
@@ -59,6 +65,24 @@ type Target struct {
 	Path string
 	// Both tells that the certificate has both families, so that files end in .ecdsa and .rsa.
 	Both bool
+}
+
+// Wanted is what is to be in service; zero where nothing is. Of a target that has only a bundle the sequence is zero.
+func (t Target) Wanted() cert.Generation {
+	if t.Generation.IsZero() && t.Bundle != nil {
+		return t.Bundle.Generation(t.Slot.Name, 0)
+	}
+	return t.Generation
+}
+
+// Loaded is the target with its bundles. Where they cannot be read it has none.
+func (t Target) Loaded(ctx context.Context) (Target, error) {
+	if t.Bundle != nil || t.Load == nil {
+		return t, nil
+	}
+	var err error
+	t.Bundle, t.Known, err = t.Load(ctx)
+	return t, err
 }
 
 // String names the target without its bundle.

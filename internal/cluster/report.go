@@ -62,6 +62,8 @@ type Sighting struct {
 	SHA1        string           `json:"sha1,omitempty"`
 	NotBefore   time.Time        `json:"not_before,omitzero"`
 	NotAfter    time.Time        `json:"not_after,omitzero"`
+	// Seen is when the handshake was made that showed it; where there are many certificates, not in every pass.
+	Seen time.Time `json:"seen,omitzero"`
 	// Note says what else there is to say: "no file", "not in HAProxy's memory", why the handshake failed.
 	Note string `json:"note,omitempty"`
 }

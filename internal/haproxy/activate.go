@@ -81,7 +81,7 @@ func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Place
 	a.sweep(filepath.Dir(v.real))
 	if a.inService(ctx, &v) {
 		a.retireOthers(ctx, &v)
-		return a.settled(ctx, v)
+		return a.remember(&v, a.settled(ctx, v))
 	}
 	var u undo
 	err := a.apply(ctx, &v, &u)
@@ -137,6 +137,8 @@ func (a *activation) check(ctx context.Context, v *view) error {
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("activate %s: %w", v.Slot, ctx.Err())
+	case v.loadErr != nil:
+		return fmt.Errorf("activate %s: %w", v.Slot, v.loadErr)
 	case b == nil:
 		return fmt.Errorf("activate %s: no bundle was issued yet", v.Slot)
 	case v.Slot.Algorithm != "" && b.Algorithm() != v.Slot.Algorithm:

@@ -255,6 +255,7 @@ func (r *runtime) commit(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	r.changes.Add(1)
 	reply, _, err := r.ask(ctx, "commit ssl cert "+word+"\n")
 	if err != nil {
 		return fmt.Errorf("HAProxy: commit ssl cert %s: %w", name, err)
@@ -387,6 +388,7 @@ func (r *runtime) write(ctx context.Context, command string, words []string) ([]
 		}
 		line += " " + word
 	}
+	r.changes.Add(1)
 	reply, _, err := r.ask(ctx, line+"\n")
 	if err == nil {
 		err = refusal(reply)

@@ -63,6 +63,9 @@ func (s *survey) handshake(ctx context.Context, v *view) {
 
 // probeNames are the names to ask for: those of the target that its leaf has, else all that the leaf has.
 func (v *view) probeNames() []string {
+	if v.ask != nil {
+		return v.ask
+	}
 	var names []string
 	domains := v.Domains
 	if len(domains) == 0 && v.Bundle != nil {
@@ -90,15 +93,15 @@ func (s *survey) probe(ctx context.Context, e endpoint, name string, v *view) (c
 	case err != nil:
 		return cluster.Sighting{Note: fmt.Sprintf("%s for %s: %v", e, name, err)}, cluster.Disproven
 	}
-	seen := cluster.Sighting{Fingerprint: sha256.Sum256(leaf.Raw), NotBefore: leaf.NotBefore.UTC(), NotAfter: leaf.NotAfter.UTC(),
+	seen := cluster.Sighting{Fingerprint: sha256.Sum256(leaf.Raw), NotBefore: leaf.NotBefore.UTC(), NotAfter: leaf.NotAfter.UTC(), Seen: s.p.config.Now().UTC(),
 		SHA1: fmt.Sprintf("%X", sha1.Sum(leaf.Raw))} //nolint:gosec // see the import
-	if v.Bundle == nil || seen.Fingerprint == v.Bundle.Fingerprint() {
-		if v.Bundle == nil {
-			return seen, cluster.NoProof
-		}
+	switch want := v.Wanted(); {
+	case want.IsZero():
+		return seen, cluster.NoProof
+	case seen.Fingerprint == want.Fingerprint:
 		return seen, cluster.Proven
 	}
-	seen.Note = fmt.Sprintf("%s shows %s for %s, not %s", e, cert.Describe(leaf), name, cert.Describe(v.Bundle.Leaf()))
+	seen.Note = fmt.Sprintf("%s shows %s for %s, not %s", e, cert.Describe(leaf), name, v.describe())
 	return seen, cluster.Disproven
 }
 
@@ -110,7 +113,7 @@ func (e *dialError) Unwrap() error { return e.err }
 
 // leaf is the certificate that the address shows for name, in a handshake of the wanted family.
 func (s *survey) leaf(ctx context.Context, e endpoint, name string, family cert.Algorithm) (*x509.Certificate, error) {
-	if err := s.dead[e]; err != nil {
+	if err := s.dead.of(e); err != nil {
 		return nil, err
 	}
 	force := &tls.Config{MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: suites[family]}
@@ -163,7 +166,7 @@ func (s *survey) shake(ctx context.Context, e endpoint, name string, c *tls.Conf
 	conn, err := s.p.config.Dial(ctx, e.network, e.address)
 	if err != nil {
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
-			s.dead[e] = &dialError{err}
+			s.dead.add(e, &dialError{err})
 		}
 		return nil, &dialError{err}
 	}
@@ -173,7 +176,7 @@ func (s *survey) shake(ctx context.Context, e endpoint, name string, c *tls.Conf
 	if err := client.HandshakeContext(ctx); err != nil {
 		err = fmt.Errorf("handshake: %w", err)
 		if s.brief && ctx.Err() != nil {
-			s.dead[e] = err
+			s.dead.add(e, err)
 		}
 		return nil, err
 	}

@@ -50,6 +50,10 @@ type Config struct {
 	UndoTimeout time.Duration
 	// Dial connects to the runtime socket and to the addresses of Verify; nil means a net.Dialer.
 	Dial DialFunc
+
+	// Sample is how many of the targets that are known to be in service are looked at again in each call, in HAProxy's
+	// memory and in a handshake; 0 means a twentieth, and at least 50.
+	Sample int
 }
 
 // Proxy is one HAProxy of this node: reconcile.Proxy. It is safe for concurrent use, also by several processes that
@@ -61,6 +65,8 @@ type Proxy struct {
 	verify  []endpoint
 	// turn holds one token while an activation is under way.
 	turn chan struct{}
+	// memo is what was found in service.
+	memo memo
 }
 
 // endpoint is an address to handshake with.
@@ -109,6 +115,7 @@ func New(c Config) (*Proxy, error) {
 		journal: newJournal(c.JournalDir, socket.String()),
 		verify:  verify,
 		turn:    make(chan struct{}, 1),
+		memo:    memo{proofs: map[cert.Slot]proof{}},
 	}, nil
 }
 
@@ -162,25 +169,69 @@ func parseEndpoint(s string) (endpoint, error) {
 }
 
 // Inspect tells where each target stands: disk, memory, handshake. It changes nothing and takes no lock. A HAProxy that
-// cannot be asked is no error of Inspect's: the placements say so.
+// cannot be asked is no error of Inspect's: the placements say so. Of thousands of targets that are known to be in
+// service a sample is looked at; Served.Seen says when the handshake was made.
 func (p *Proxy) Inspect(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
 	asking, cancel := context.WithTimeout(ctx, p.config.InspectTimeout)
 	defer cancel()
 	s := p.survey(asking)
 	s.brief = true
-	views := make([]view, 0, len(targets))
-	for _, t := range targets {
-		views = append(views, s.look(asking, t))
-	}
-	out := make([]cluster.Placement, 0, len(targets))
-	for _, v := range views {
-		s.handshake(ctx, &v)
-		if err := s.deaf(&v, v.memoryErr); v.memoryErr != nil && errors.Is(err, cluster.ErrNotRunning) && !v.placement.Served.IsZero() {
-			v.placement.Error, v.placement.Hint = err.Error(), cluster.HintOf(err)
+	known := s.recall(asking, targets)
+	a := &activation{survey: s, files: p.filesOf(targets)}
+	out := make([]cluster.Placement, len(targets))
+	var views []*inspected
+	for i, t := range targets {
+		if known[i] != nil {
+			out[i] = *known[i]
+			out[i].Outcome = ""
+			continue
 		}
-		out = append(out, v.placement)
+		v := &inspected{index: i, view: s.look(asking, t)}
+		a.tellLeft(&v.view)
+		v.slim()
+		views = append(views, v)
 	}
+	sideways(views, func(v *inspected) {
+		s.handshake(ctx, &v.view)
+		s.tellWhy(&v.view)
+		out[v.index] = v.placement
+	})
 	return out, ctx.Err()
+}
+
+// inspected is a target that is not known to be in service.
+type inspected struct {
+	index int
+	view
+}
+
+// tellWhy adds why a target could not be looked at as it should.
+func (s *survey) tellWhy(v *view) {
+	if err := s.deaf(v, v.memoryErr); v.memoryErr != nil && errors.Is(err, cluster.ErrNotRunning) && !v.placement.Served.IsZero() {
+		v.placement.Error, v.placement.Hint = err.Error(), cluster.HintOf(err)
+	}
+	if v.loadErr != nil && v.placement.Error == "" {
+		v.placement.Error, v.placement.Hint = v.loadErr.Error(), cluster.HintOf(v.loadErr)
+	}
+}
+
+// tellLeft tells of an earlier file of the certificate that HAProxy loads, or will at its next start.
+func (a *activation) tellLeft(v *view) {
+	if v.Bundle == nil || v.placement.Disk.Note != "" {
+		return
+	}
+	if i := slices.IndexFunc(a.rivals(v), func(r rival) bool { return r.disk.Fingerprint() != v.Bundle.Fingerprint() }); i >= 0 {
+		v.placement.Disk.Note = fmt.Sprintf("%s, an earlier file of this certificate, is there still", a.rivals(v)[i].path)
+	}
+}
+
+// filesOf are the bundle files of targets.
+func (p *Proxy) filesOf(targets []cluster.Target) map[string]bool {
+	files := make(map[string]bool, len(targets))
+	for _, t := range targets {
+		files[p.file(t)] = true
+	}
+	return files
 }
 
 // Activate brings each target in service: bundle file, memory, handshake; undone where it fails. It changes nothing for
@@ -200,10 +251,7 @@ func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]clust
 	}
 	defer unlock()
 	p.journal.sweep()
-	a := &activation{survey: p.firstSurvey(ctx), swept: map[string]bool{}, files: map[string]bool{}}
-	for _, t := range targets {
-		a.files[p.file(t)] = true
-	}
+	a := &activation{survey: p.firstSurvey(ctx), swept: map[string]bool{}, files: p.filesOf(targets)}
 	if a.err == nil {
 		err := a.recover(ctx)
 		switch {
@@ -213,8 +261,14 @@ func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]clust
 			return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, err)
 		}
 	}
+	a.sweep(filepath.Clean(p.config.BundleDir))
+	known := a.recall(ctx, targets)
 	out := make([]cluster.Placement, 0, len(targets))
-	for _, t := range targets {
+	for i, t := range targets {
+		if known[i] != nil {
+			out = append(out, *known[i])
+			continue
+		}
 		out = append(out, a.target(ctx, t))
 	}
 	p.replacePlaceholder(out)

@@ -30,16 +30,8 @@ var errStays = errors.New("HAProxy cannot let it go")
 // rivals are the files of v's certificate under its other names, as far as they are certsync's: written by it, or named
 // by the operator as the certificate's bundle. What covers none of the names is another certificate's, and no rival.
 func (a *activation) rivals(v *view) []rival {
-	base := v.Path
-	if base == "" {
-		base = filepath.Join(a.p.config.BundleDir, v.Slot.Name+".pem")
-	}
-	paths := []string{base + "." + string(cert.ECDSA), base + "." + string(cert.RSA)}
-	if v.Both {
-		paths = []string{base}
-	}
 	var out []rival
-	for _, path := range paths {
+	for _, path := range a.p.rivalPaths(v.Target) {
 		real, err := destination(path)
 		if err != nil || real == v.real || a.files[path] || path != v.Path && !a.p.journal.owns(real) {
 			continue

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -47,6 +48,8 @@ type runtime struct {
 	timeout time.Duration
 	// wait is how long a command that HAProxy refuses because it is busy is tried again.
 	wait time.Duration
+	// changes counts the commands that may have changed what HAProxy serves.
+	changes atomic.Uint64
 }
 
 // connect dials, and says what to do where that fails.

@@ -79,7 +79,7 @@ var rsaKeys = struct {
 	next map[cert.KeyType]int
 }{keys: map[cert.KeyType][]crypto.Signer{}, next: map[cert.KeyType]int{}}
 
-func rsaKey(t *testing.T, k cert.KeyType) crypto.Signer {
+func rsaKey(t testing.TB, k cert.KeyType) crypto.Signer {
 	t.Helper()
 	rsaKeys.Lock()
 	defer rsaKeys.Unlock()
@@ -95,7 +95,7 @@ func rsaKey(t *testing.T, k cert.KeyType) crypto.Signer {
 	return rsaKeys.keys[k][i]
 }
 
-func issue(t *testing.T, o certtest.Options) *cert.Bundle {
+func issue(t testing.TB, o certtest.Options) *cert.Bundle {
 	t.Helper()
 	o.Chain = true
 	if o.KeyType.Algorithm() == cert.RSA {
@@ -106,7 +106,7 @@ func issue(t *testing.T, o certtest.Options) *cert.Bundle {
 
 // site is a host with one HAProxy: bundles/ is the bundle folder, tls.sock and other.sock are its binds.
 type site struct {
-	t       *testing.T
+	t       testing.TB
 	b       backend
 	dir     string
 	bundles string
@@ -117,7 +117,7 @@ type site struct {
 }
 
 // newSite writes a configuration whose first bind loads `crt` lines as given; DIR in them is the site's folder.
-func newSite(t *testing.T, b backend, crt string, global ...string) *site {
+func newSite(t testing.TB, b backend, crt string, global ...string) *site {
 	t.Helper()
 	// The paths of unix sockets are at most 103 bytes long on FreeBSD, which t.TempDir may exceed.
 	dir, err := os.MkdirTemp("", "hap")

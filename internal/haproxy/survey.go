@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 
 	"certsync/internal/cert"
 	"certsync/internal/cluster"
@@ -21,15 +22,19 @@ type survey struct {
 	err     error
 	listing listing
 	names   *nameIndex
+	// asking is held by whoever asks for a certificate while others may.
+	asking sync.Mutex
+	// now is what the proofs of this call are made under.
+	now circumstances
 	// dead are the addresses that could not be connected to: they are not tried again in this call.
-	dead map[endpoint]error
+	dead dead
 	// brief tells that an address whose handshake took too long is dead too: to inspect is not worth the wait for each
 	// target of a HAProxy that hangs.
 	brief bool
 }
 
 func (p *Proxy) survey(ctx context.Context) *survey {
-	s := &survey{p: p, dead: map[endpoint]error{}}
+	s := &survey{p: p}
 	if s.process, s.err = p.runtime.showInfo(ctx); s.err != nil {
 		return s
 	}
@@ -40,9 +45,36 @@ func (p *Proxy) survey(ctx context.Context) *survey {
 	return s
 }
 
+// dead are addresses, with why they are not tried any more. It is safe for concurrent use.
+type dead struct {
+	mu  sync.Mutex
+	why map[endpoint]error
+}
+
+func (d *dead) of(e endpoint) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.why[e]
+}
+
+func (d *dead) add(e endpoint, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.why == nil {
+		d.why = map[endpoint]error{}
+	}
+	d.why[e] = err
+}
+
 // view is one target as it was found.
 type view struct {
 	cluster.Target
+	// before is what its files were before they were read; loadErr is why the bundle that is wanted cannot be had.
+	before  glimpse
+	loadErr error
+	// ask are the names of the handshake, and named is what is wanted in words, where they are known without the bundle.
+	ask   []string
+	named string
 	// path is the bundle's file as configured; real is where it lies, links followed.
 	path, real string
 	// data is what is in the file, nil where there is none that can be read; disk is the same where it is a bundle.
@@ -69,7 +101,9 @@ type entry struct {
 
 // look finds where t stands on disk and in memory.
 func (s *survey) look(ctx context.Context, t cluster.Target) view {
-	v := view{Target: t, path: s.p.file(t)}
+	before := s.p.glimpse(t)
+	t, err := t.Loaded(ctx)
+	v := view{Target: t, before: before, loadErr: err, path: s.p.file(t)}
 	v.placement = cluster.Placement{Slot: t.Slot, Proxy: s.p.config.Name, Running: !errors.Is(s.err, cluster.ErrNotRunning), Pid: s.process.Pid, File: v.path, Proof: cluster.NoProof}
 	v.lookOnDisk()
 	v.previous = s.p.journal.previous(v.real)
@@ -89,6 +123,8 @@ func (v *view) lookOnDisk() {
 		v.placement.Disk = sightingOf(v.disk)
 		if v.exposed {
 			v.placement.Disk.Note = fmt.Sprintf("mode %04o: others can read the private key", info.Mode().Perm())
+		} else if v.Bundle != nil && v.disk.Fingerprint() == v.Bundle.Fingerprint() && !v.diskRight() {
+			v.placement.Disk.Note = "its chain or its form is not as issued"
 		}
 	case errors.Is(v.diskErr, fs.ErrNotExist):
 		v.placement.Disk = cluster.Sighting{Note: "no file"}

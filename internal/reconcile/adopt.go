@@ -70,7 +70,11 @@ func (p *pass) welcome(ctx context.Context, v *peerView) {
 	p.take(ctx, v, inv.Records)
 }
 
+// take merges a peer's records. Mostly there is nothing new in them, and nothing to write.
 func (p *pass) take(ctx context.Context, v *peerView, records cluster.Records) {
+	if ours, err := p.Store.Records(ctx); err == nil && nothingNew(records, ours) {
+		return
+	}
 	if err := p.Node.Record(ctx, v.Name(), records); err != nil {
 		p.warnUnlessEnded(ctx, "records of %s: %v", v.Name(), err)
 	}
@@ -94,16 +98,16 @@ func (p *pass) level(ctx context.Context, v *peerView) {
 // lacks are the kinds of records in which a peer would change by what is held here.
 func lacks(ours, theirs cluster.Records, now time.Time) (out cluster.Records) {
 	changes := func(with, without any) bool { return !reflect.DeepEqual(with, without) }
-	if changes(cluster.MergeAccounts(theirs.Accounts, ours.Accounts), cluster.MergeAccounts(theirs.Accounts, nil)) {
+	if !within(ours.Accounts, theirs.Accounts, accountKey) && changes(cluster.MergeAccounts(theirs.Accounts, ours.Accounts), cluster.MergeAccounts(theirs.Accounts, nil)) {
 		out.Accounts = ours.Accounts
 	}
-	if changes(cluster.MergeOrders(theirs.Orders, ours.Orders), cluster.MergeOrders(theirs.Orders, nil)) {
+	if !within(ours.Orders, theirs.Orders, orderKey) && changes(cluster.MergeOrders(theirs.Orders, ours.Orders), cluster.MergeOrders(theirs.Orders, nil)) {
 		out.Orders = ours.Orders
 	}
-	if changes(cluster.MergeLedger(theirs.Ledger, ours.Ledger, now), cluster.MergeLedger(theirs.Ledger, nil, now)) {
+	if !within(ours.Ledger, theirs.Ledger, attemptKey) && changes(cluster.MergeLedger(theirs.Ledger, ours.Ledger, now), cluster.MergeLedger(theirs.Ledger, nil, now)) {
 		out.Ledger = ours.Ledger
 	}
-	if changes(cluster.MergeTombstones(theirs.Tombstones, ours.Tombstones), cluster.MergeTombstones(theirs.Tombstones, nil)) {
+	if !within(ours.Tombstones, theirs.Tombstones, tombstoneKey) && changes(cluster.MergeTombstones(theirs.Tombstones, ours.Tombstones), cluster.MergeTombstones(theirs.Tombstones, nil)) {
 		out.Tombstones = ours.Tombstones
 	}
 	return out
@@ -146,18 +150,15 @@ func (p *pass) readable(ctx context.Context) ([]cert.Generation, cluster.Records
 	if err != nil {
 		return nil, records, err
 	}
+	newest := newestBySlot(held, records.Tombstones)
 	for _, c := range p.Settings.Certificates {
 		for _, slot := range c.Slots() {
-			for range held {
-				newest := cluster.Newest(held, records.Tombstones, slot)
-				if newest.IsZero() {
-					break
-				}
-				if _, err := p.Store.Bundle(ctx, newest); err == nil || ctx.Err() != nil {
+			for g := newest[slot]; !g.IsZero(); g = cluster.Newest(held, records.Tombstones, slot) {
+				if _, err := p.Store.Summary(ctx, g); err == nil || ctx.Err() != nil {
 					break
 				}
 				again, err := p.Store.Generations(ctx)
-				if err != nil || contains(again, newest) {
+				if err != nil || contains(again, g) {
 					break // not torn: it cannot be read now, and is not to be replaced for that
 				}
 				held = again
@@ -171,15 +172,16 @@ func (p *pass) readable(ctx context.Context) ([]cert.Generation, cluster.Records
 // offers it. Each offer of a peer is tried once.
 func (p *pass) offers(held []cert.Generation, tombstones []cluster.Tombstone) map[*peerView][]cert.Generation {
 	best := map[cert.Slot]offer{}
+	configured, newest, revoked := p.Settings.catalog(), newestBySlot(held, tombstones), revokedSet(tombstones)
 	for _, v := range p.peers {
 		if !v.reachable() {
 			continue
 		}
 		for _, g := range v.inv().Generations {
-			if !p.Settings.configured(g.Slot) || cluster.Revoked(tombstones, g.Fingerprint) || v.wasTried(g) {
+			if !configured.configured(g.Slot) || revoked[g.Fingerprint] {
 				continue
 			}
-			if g.Newer(cluster.Newest(held, tombstones, g.Slot)) && g.Newer(best[g.Slot].generation) {
+			if g.Newer(newest[g.Slot]) && g.Newer(best[g.Slot].generation) && !v.wasTried(g) {
 				best[g.Slot] = offer{g, v}
 			}
 		}
@@ -204,12 +206,18 @@ func (p *pass) fetch(ctx context.Context, v *peerView, generations []cert.Genera
 	defer cancel()
 	var kept []cert.Generation
 	start := time.Now()
-	err := v.Fetch(ctx, generations, func(k cluster.Kept) error {
+	asked := setOf(generations)
+	door, err := p.door(ctx)
+	if err != nil {
+		p.warnUnlessEnded(ctx, "%v", err)
+		return nil
+	}
+	err = v.Fetch(ctx, generations, func(k cluster.Kept) error {
 		g := k.Generation
-		if !contains(generations, g) {
+		if !asked.has(g) {
 			return fmt.Errorf("a generation that was not asked for: %s of %s", g.Fingerprint.Short(), g.Slot)
 		}
-		if err := p.admit(ctx, k); err != nil {
+		if err := door.admit(ctx, k); err != nil {
 			p.warnUnlessEnded(ctx, "generation %s of %s from %s: %v", g.Fingerprint.Short(), g.Slot, v.Name(), err)
 			return nil
 		}

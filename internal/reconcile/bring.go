@@ -31,25 +31,27 @@ func (p *pass) bring(ctx context.Context, newest ...cert.Generation) {
 		return
 	}
 	if p.seen.Role != cluster.Master {
-		p.activateSelf(ctx, slices.DeleteFunc(wanted, func(g cert.Generation) bool { return !same(g, releasedOf(records, g.Slot)) }))
+		released := releasedBySlot(records)
+		p.activateSelf(ctx, slices.DeleteFunc(wanted, func(g cert.Generation) bool { return !same(g, released[g.Slot]) }))
 		return
 	}
 	if err := p.fence(ctx); err != nil {
 		p.failAll(ctx, wanted, fmt.Errorf("before distribution: %w", err))
 		return
 	}
-	p.distribute(ctx, wanted)
+	p.distribute(ctx, wanted, releasedBySlot(records))
 }
 
 // distribute is stage and activate on the MASTER. A demotion ends what waits for the peers; this node's own HAProxy is
-// never stopped half way.
-func (p *pass) distribute(ctx context.Context, wanted []cert.Generation) {
+// never stopped half way. released is what was released before.
+func (p *pass) distribute(ctx context.Context, wanted []cert.Generation, released map[cert.Slot]cert.Generation) {
 	master, cancel := p.whileMaster(ctx)
 	defer cancel()
 	p.stage(master, wanted)
 	failpoint.Hit("reconcile.staged")
 	releases := p.releases(wanted)
-	if err := p.Store.Merge(master, cluster.Records{Releases: releases}); err != nil {
+	fresh := slices.DeleteFunc(slices.Clone(releases), func(r cluster.Release) bool { return same(r.Generation, released[r.Generation.Slot]) })
+	if err := p.release(master, fresh); err != nil {
 		p.failAll(ctx, wanted, fmt.Errorf("record the release: %w", demoted(master, err)))
 		return
 	}
@@ -64,17 +66,25 @@ func (p *pass) distribute(ctx context.Context, wanted []cert.Generation) {
 	failpoint.Hit("reconcile.activated")
 }
 
+// release records that generations may be activated.
+func (p *pass) release(ctx context.Context, fresh []cluster.Release) error {
+	if len(fresh) == 0 {
+		return nil
+	}
+	return p.Store.Merge(ctx, cluster.Records{Releases: fresh})
+}
+
 // neverBack leaves out what is older than what was released of the slot: the store lost that one, and HAProxy may well
 // serve it.
 func (p *pass) neverBack(newest []cert.Generation, records cluster.Records) []cert.Generation {
 	var out []cert.Generation
+	released := releasedBySlot(records)
 	for _, g := range newest {
-		released := releasedOf(records, g.Slot)
-		switch {
+		switch last := released[g.Slot]; {
 		case g.IsZero():
-		case released.Newer(g):
+		case last.Newer(g):
 			p.fail(g.Slot, cluster.Failure, fmt.Errorf("generation %s, which was released, is lost on %s: what is in service stays, and is not replaced by the earlier %s",
-				released.Fingerprint.Short(), p.Settings.Node, g.Fingerprint.Short()))
+				last.Fingerprint.Short(), p.Settings.Node, g.Fingerprint.Short()))
 		default:
 			out = append(out, g)
 		}
@@ -125,8 +135,12 @@ func (p *pass) stageOn(ctx context.Context, v *peerView, generations []cert.Gene
 	if err != nil {
 		v.lose(start, err)
 	}
+	answers := make(map[generationKey]cluster.StageResult, len(results))
+	for _, r := range results {
+		answers[keyOf(r.Generation)] = r
+	}
 	for _, k := range kept {
-		if err := cmp.Or(err, resultOf(results, k.Generation)); err != nil {
+		if err := cmp.Or(err, resultOf(answers, k.Generation)); err != nil {
 			p.refuse(ctx, v.Name(), k.Generation, demoted(ctx, err))
 			continue
 		}
@@ -136,19 +150,17 @@ func (p *pass) stageOn(ctx context.Context, v *peerView, generations []cert.Gene
 }
 
 // resultOf is what a peer said of one generation. Only a result without an error is proof that it is durable there.
-func resultOf(results []cluster.StageResult, g cert.Generation) error {
-	for _, r := range results {
-		switch {
-		case !same(r.Generation, g):
-		case r.Error == "":
-			return nil
-		case r.Hint == "":
-			return errors.New(r.Error)
-		default:
-			return cluster.WithHint(errors.New(r.Error), "%s", r.Hint)
-		}
+func resultOf(answers map[generationKey]cluster.StageResult, g cert.Generation) error {
+	switch r, ok := answers[keyOf(g)]; {
+	case !ok:
+		return errors.New("its answer says nothing of it")
+	case r.Error == "":
+		return nil
+	case r.Hint == "":
+		return errors.New(r.Error)
+	default:
+		return cluster.WithHint(errors.New(r.Error), "%s", r.Hint)
 	}
-	return errors.New("its answer says nothing of it")
 }
 
 // refuse notes that a peer did not take a generation: it is skipped for that, and delays no other.
@@ -175,10 +187,69 @@ func (p *pass) activatePeers(ctx context.Context, releases []cluster.Release) {
 			node, _ := p.canary(r.Generation)
 			return node != "" || !v.holds(r.Generation)
 		})
-		if v.reachable() && len(mine) > 0 {
-			p.activateOn(ctx, v, mine)
+		if !v.reachable() || len(mine) == 0 {
+			continue
+		}
+		if needed := p.needed(ctx, v, mine); v.reachable() && len(needed) > 0 {
+			p.activateOn(ctx, v, needed)
 		}
 	}
+}
+
+// needed are the releases that a peer needs: those that it does not have, and those of slots that do not stand there as
+// they should, so that it brings them in line. Where it stands with the others its status says: one question, and not an
+// activation of thousands that are in service. A peer that does not tell is given all.
+func (p *pass) needed(ctx context.Context, v *peerView, releases []cluster.Release) []cluster.Release {
+	var out, had []cluster.Release
+	released := v.released()
+	for _, r := range releases {
+		if same(released[r.Generation.Slot], r.Generation) {
+			had = append(had, r)
+		} else {
+			out = append(out, r)
+		}
+	}
+	if len(had) == 0 {
+		return out
+	}
+	limited, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	start := time.Now()
+	status, err := v.Status(limited)
+	if err != nil {
+		v.lose(start, err)
+		return releases
+	}
+	placed := placedBySlot(status.Placements)
+	for _, r := range had {
+		stands := placed[r.Generation.Slot]
+		if len(stands) == 0 || slices.ContainsFunc(stands, func(pl cluster.Placement) bool { return !inService(pl, r.Generation) }) {
+			out = append(out, r)
+			continue
+		}
+		for i := range stands {
+			stands[i].Outcome = cluster.Unchanged
+			if stands[i].Proof == cluster.NoProof {
+				stands[i].Outcome = cluster.Unproven
+			}
+		}
+		p.place(v.Name(), stands...)
+	}
+	return out
+}
+
+// inService tells whether an activation of g would find nothing to do, by a placement that a look gave.
+func inService(pl cluster.Placement, g cert.Generation) bool {
+	right := func(s cluster.Sighting) bool { return s.Fingerprint == g.Fingerprint && s.Note == "" }
+	return pl.Proxy != "" && pl.Running && pl.Error == "" && right(pl.Disk) && right(pl.Memory) && pl.Proof != cluster.Disproven
+}
+
+func placedBySlot(placements []cluster.Placement) map[cert.Slot][]cluster.Placement {
+	out := make(map[cert.Slot][]cluster.Placement, len(placements))
+	for _, pl := range placements {
+		out[pl.Slot] = append(out[pl.Slot], pl)
+	}
+	return out
 }
 
 func (p *pass) activateOn(ctx context.Context, v *peerView, releases []cluster.Release) {
@@ -193,16 +264,17 @@ func (p *pass) activateOn(ctx context.Context, v *peerView, releases []cluster.R
 		}
 		return
 	}
-	placements = slices.DeleteFunc(placements, func(pl cluster.Placement) bool {
-		return !slices.ContainsFunc(releases, func(r cluster.Release) bool { return r.Generation.Slot == pl.Slot })
-	})
+	answered := placedBySlot(placements)
+	var asked []cluster.Placement
 	for _, r := range releases {
-		if !slices.ContainsFunc(placements, func(pl cluster.Placement) bool { return pl.Slot == r.Generation.Slot }) {
-			placements = append(placements, failedPlacement(r.Generation.Slot, cluster.Skipped, errors.New("activate: its answer says nothing of it")))
+		stands := answered[r.Generation.Slot]
+		if len(stands) == 0 {
+			stands = []cluster.Placement{failedPlacement(r.Generation.Slot, cluster.Skipped, errors.New("activate: its answer says nothing of it"))}
 		}
+		asked = append(asked, stands...)
 	}
-	p.place(v.Name(), placements...)
-	p.tellPlacements(v.Name(), placements)
+	p.place(v.Name(), asked...)
+	p.tellPlacements(v.Name(), asked)
 }
 
 // cleared are the generations that this node may activate: all but those that the canary holds back.
@@ -225,8 +297,8 @@ func (p *pass) cleared(ctx context.Context, wanted []cert.Generation) []cert.Gen
 // canary is the first peer that serves the wrong thing for a slot, and what it said; "" where none does.
 func (p *pass) canary(g cert.Generation) (node, reason string) {
 	for _, v := range p.peers {
-		for _, pl := range p.sortedPlacements(v.Name()) {
-			if pl.Slot == g.Slot && condemns(pl, g) {
+		for _, pl := range p.at(v.Name(), g.Slot) {
+			if condemns(pl, g) {
 				return v.Name(), cmp.Or(pl.Error, "a handshake shows another certificate")
 			}
 		}

@@ -23,9 +23,10 @@ type Facts struct {
 	KeyType cert.KeyType
 	// Profile and Directory are what the CA is asked under.
 	Profile, Directory string
-	// Newest is the newest generation known, zero where there is none; Bundle its bundle, nil where it cannot be read.
+	// Newest is the newest generation known, zero where there is none; Bundle tells of its bundle, and is zero where that
+	// cannot be read.
 	Newest cert.Generation
-	Bundle *cert.Bundle
+	Bundle cert.Summary
 	// Released is the generation that was released last; it is later than Newest only where the store lost it.
 	Released cert.Generation
 	// Issued is the ledger's last entry that led to a certificate; zero where none is remembered.
@@ -95,17 +96,17 @@ func byConfiguration(f Facts) string {
 // and at which directory it was ordered: the ledger does, for as long as it remembers.
 func differs(f Facts) string {
 	switch i := f.Issued; {
-	case f.Bundle == nil:
+	case f.Bundle.IsZero():
 		return ""
 	case i.ID != "" && i.Directory != f.Directory:
 		return fmt.Sprintf("it was issued by %s, the configuration's directory is %s", i.Directory, f.Directory)
 	case i.ID != "" && i.Profile != f.Profile:
 		return fmt.Sprintf("its profile is %q, the configuration's %q", i.Profile, f.Profile)
 	}
-	if have, want := f.Bundle.Domains(), cert.NormalDomains(f.Domains); !slices.Equal(have, want) {
+	if have, want := f.Bundle.Domains, cert.NormalDomains(f.Domains); !slices.Equal(have, want) {
 		return fmt.Sprintf("its names are [%s], the configuration's [%s]", strings.Join(have, " "), strings.Join(want, " "))
 	}
-	if have := f.Bundle.KeyType(); have != f.KeyType {
+	if have := f.Bundle.KeyType; have != f.KeyType {
 		return fmt.Sprintf("its key type is %s, the configuration's %s", have, f.KeyType)
 	}
 	return ""
@@ -150,12 +151,13 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 	if err != nil {
 		return nil, nil, err
 	}
+	know := p.know(records)
+	newest := newestBySlot(held, records.Tombstones)
 	for _, c := range p.Settings.Certificates {
 		for _, slot := range c.Slots() {
-			cand := candidate{slot: slot, certificate: c, keyType: c.keyType(slot.Algorithm),
-				newest: cluster.Newest(held, records.Tombstones, slot)}
+			cand := candidate{slot: slot, certificate: c, keyType: c.keyType(slot.Algorithm), newest: newest[slot]}
 			p.row(slot, func(row *cluster.CertificateReport) { row.Newest = cand.newest })
-			if p.seen.Role == cluster.Master && p.judge(ctx, &cand, records) {
+			if p.seen.Role == cluster.Master && p.judge(ctx, &cand, know) {
 				due = append(due, cand)
 			} else {
 				settled = append(settled, cand.newest)
@@ -174,9 +176,30 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 	return due, settled, nil
 }
 
+// knowledge is what the records say, by slot.
+type knowledge struct {
+	accounts    []cluster.Account
+	orders      map[cert.Slot][]cluster.Order
+	ledger      map[cert.Slot][]cluster.Attempt // each sorted by time
+	released    map[cert.Slot]cert.Generation
+	otherConfig []string
+}
+
+func (p *pass) know(records cluster.Records) knowledge {
+	k := knowledge{accounts: records.Accounts, orders: map[cert.Slot][]cluster.Order{}, ledger: map[cert.Slot][]cluster.Attempt{},
+		released: releasedBySlot(records), otherConfig: p.otherConfig()}
+	for _, o := range records.Orders {
+		k.orders[o.Slot] = append(k.orders[o.Slot], o)
+	}
+	for _, a := range records.Ledger {
+		k.ledger[a.Slot] = append(k.ledger[a.Slot], a)
+	}
+	return k
+}
+
 // judge gathers the facts of one slot and writes the verdict into the report.
-func (p *pass) judge(ctx context.Context, c *candidate, records cluster.Records) bool {
-	f := p.facts(ctx, c, records)
+func (p *pass) judge(ctx context.Context, c *candidate, know knowledge) bool {
+	f := p.facts(ctx, c, know)
 	c.order = f.Order
 	v := Due(f)
 	if v.Held != "" {
@@ -205,38 +228,28 @@ func (p *pass) hold(c *candidate, held string) {
 	p.warn("%s: %s: not renewed for that until all nodes have the same configuration", c.slot, held)
 }
 
-func (p *pass) facts(ctx context.Context, c *candidate, records cluster.Records) Facts {
+func (p *pass) facts(ctx context.Context, c *candidate, know knowledge) Facts {
 	f := Facts{Now: p.Now(), Domains: c.certificate.Domains, KeyType: c.keyType, Profile: c.certificate.Profile,
-		Directory: p.Issuer.Directory(), Newest: c.newest, Forced: slices.Contains(p.wanted.Names, c.slot.Name), OtherConfig: p.otherConfig()}
+		Directory: p.Issuer.Directory(), Newest: c.newest, Forced: p.forced[c.slot.Name], OtherConfig: know.otherConfig, Released: know.released[c.slot]}
 	if !c.newest.IsZero() {
 		var err error
-		if f.Bundle, err = p.Store.Bundle(ctx, c.newest); err != nil {
+		if f.Bundle, err = p.Store.Summary(ctx, c.newest); err != nil {
 			p.warn("generation %s of %s: %v", c.newest.Fingerprint.Short(), c.slot, err)
 		}
 	}
-	f.Released = releasedOf(records, c.slot)
-	if o, ok := p.orders(records).toTakeUp(c.slot); ok {
+	ours := orders{Settings{Certificates: []Certificate{c.certificate}}, f.Directory, cluster.Records{Accounts: know.accounts, Orders: know.orders[c.slot]}, f.Now}
+	if o, ok := ours.toTakeUp(c.slot); ok {
 		f.Order = &o
 	}
-	if a, ok := cluster.NextTry(records.Ledger, c.slot, f.Directory, f.Now); ok {
+	if a, ok := cluster.NextTry(know.ledger[c.slot], c.slot, f.Directory, f.Now); ok {
 		f.PutOff = a
 	}
-	for _, a := range records.Ledger { // sorted by time
-		if a.Slot == c.slot && a.End == cluster.Issued {
+	for _, a := range know.ledger[c.slot] {
+		if a.End == cluster.Issued {
 			f.Issued = a
 		}
 	}
 	return f
-}
-
-// releasedOf is the generation of a slot that was released last, unless it was revoked since.
-func releasedOf(records cluster.Records, slot cert.Slot) cert.Generation {
-	for _, r := range records.Releases {
-		if r.Generation.Slot == slot && !cluster.Revoked(records.Tombstones, r.Generation.Fingerprint) {
-			return r.Generation
-		}
-	}
-	return cert.Generation{}
 }
 
 // putOff writes into the report until when an attempt is forbidden, and why.
@@ -251,7 +264,7 @@ func (p *pass) putOff(slot cert.Slot, err *cluster.PutOffError) {
 func (p *pass) otherConfig() []string {
 	var names []string
 	for _, v := range p.peers {
-		if v.reachable() && v.inv().Digest != p.Settings.Digest {
+		if v.reachable() && v.digest() != p.Settings.Digest {
 			names = append(names, v.Name())
 		}
 	}

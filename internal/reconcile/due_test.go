@@ -17,7 +17,7 @@ func TestDue(t *testing.T) {
 	short := ca.Issue(t, certtest.Options{NotBefore: start, NotAfter: start.Add(160 * time.Hour)})
 	fresh := func(change func(*Facts)) Facts {
 		f := Facts{Now: start.Add(day), Domains: []string{"example.org", "*.example.org"}, KeyType: cert.EC256, Directory: "D",
-			Newest: bundle.Generation("example.org", 3), Bundle: bundle,
+			Newest: bundle.Generation("example.org", 3), Bundle: bundle.Summary(),
 			Issued: cluster.Attempt{ID: "i", Directory: "D", End: cluster.Issued}}
 		change(&f)
 		return f
@@ -36,20 +36,24 @@ func TestDue(t *testing.T) {
 		"none yet, another configuration there, and forced":     {Facts{Now: start, Forced: true, OtherConfig: []string{"proxy2"}}, "asked for", "", time.Time{}},
 		"none yet, another configuration there, and an order under way": {Facts{Now: start, OtherConfig: []string{"proxy2"},
 			Order: &cluster.Order{Step: cluster.StepPresenting}}, "at step presenting", "", time.Time{}},
-		"forced":                     {fresh(func(f *Facts) { f.Forced = true }), "asked for", "", time.Time{}},
-		"an open order":              {fresh(func(f *Facts) { f.Order = &cluster.Order{Step: cluster.StepPresenting} }), "at step presenting", "", time.Time{}},
-		"just over a third left":     {fresh(func(f *Facts) { f.Now = start.Add(60*day - time.Second) }), "", "", time.Time{}},
-		"a third left":               {fresh(func(f *Facts) { f.Now = start.Add(60 * day) }), "30 days of 90 days left", "", time.Time{}},
-		"expired":                    {fresh(func(f *Facts) { f.Now = start.Add(99 * day) }), "-9 days of 90 days left", "", time.Time{}},
-		"short: just over half left": {fresh(func(f *Facts) { f.Newest, f.Bundle, f.Now = short.Generation("e", 1), short, start.Add(80*time.Hour-1) }), "", "", time.Time{}},
-		"short: half left":           {fresh(func(f *Facts) { f.Newest, f.Bundle, f.Now = short.Generation("e", 1), short, start.Add(80*time.Hour) }), "3 days of 6 days left", "", time.Time{}},
-		"the clock went back":        {fresh(func(f *Facts) { f.Now = start.Add(-9 * day) }), "", "", time.Time{}},
-		"a name more":                {fresh(func(f *Facts) { f.Domains = append(f.Domains, "new.example") }), "new.example", "", time.Time{}},
-		"names in another order":     {fresh(func(f *Facts) { f.Domains = []string{"*.EXAMPLE.org", "example.org"} }), "", "", time.Time{}},
-		"another key type":           {fresh(func(f *Facts) { f.KeyType = cert.EC384 }), "its key type is ec256", "", time.Time{}},
-		"another directory":          {fresh(func(f *Facts) { f.Directory = "E" }), "issued by D", "", time.Time{}},
-		"another profile":            {fresh(func(f *Facts) { f.Profile = "shortlived" }), `profile is ""`, "", time.Time{}},
-		"nothing is remembered":      {fresh(func(f *Facts) { f.Directory, f.Issued = "E", cluster.Attempt{} }), "", "", time.Time{}},
+		"forced":                 {fresh(func(f *Facts) { f.Forced = true }), "asked for", "", time.Time{}},
+		"an open order":          {fresh(func(f *Facts) { f.Order = &cluster.Order{Step: cluster.StepPresenting} }), "at step presenting", "", time.Time{}},
+		"just over a third left": {fresh(func(f *Facts) { f.Now = start.Add(60*day - time.Second) }), "", "", time.Time{}},
+		"a third left":           {fresh(func(f *Facts) { f.Now = start.Add(60 * day) }), "30 days of 90 days left", "", time.Time{}},
+		"expired":                {fresh(func(f *Facts) { f.Now = start.Add(99 * day) }), "-9 days of 90 days left", "", time.Time{}},
+		"short: just over half left": {fresh(func(f *Facts) {
+			f.Newest, f.Bundle, f.Now = short.Generation("e", 1), short.Summary(), start.Add(80*time.Hour-1)
+		}), "", "", time.Time{}},
+		"short: half left": {fresh(func(f *Facts) {
+			f.Newest, f.Bundle, f.Now = short.Generation("e", 1), short.Summary(), start.Add(80*time.Hour)
+		}), "3 days of 6 days left", "", time.Time{}},
+		"the clock went back":    {fresh(func(f *Facts) { f.Now = start.Add(-9 * day) }), "", "", time.Time{}},
+		"a name more":            {fresh(func(f *Facts) { f.Domains = append(f.Domains, "new.example") }), "new.example", "", time.Time{}},
+		"names in another order": {fresh(func(f *Facts) { f.Domains = []string{"*.EXAMPLE.org", "example.org"} }), "", "", time.Time{}},
+		"another key type":       {fresh(func(f *Facts) { f.KeyType = cert.EC384 }), "its key type is ec256", "", time.Time{}},
+		"another directory":      {fresh(func(f *Facts) { f.Directory = "E" }), "issued by D", "", time.Time{}},
+		"another profile":        {fresh(func(f *Facts) { f.Profile = "shortlived" }), `profile is ""`, "", time.Time{}},
+		"nothing is remembered":  {fresh(func(f *Facts) { f.Directory, f.Issued = "E", cluster.Attempt{} }), "", "", time.Time{}},
 		"another configuration there": {fresh(func(f *Facts) { f.KeyType, f.OtherConfig = cert.EC384, []string{"proxy2"} }), "",
 			"proxy2 runs another configuration", time.Time{}},
 		"another configuration there, and a third left": {fresh(func(f *Facts) {
@@ -65,8 +69,8 @@ func TestDue(t *testing.T) {
 			f.Forced, f.PutOff = true, cluster.Attempt{Time: f.Now, NextTry: f.Now.Add(9999 * time.Hour), RetryAfter: true}
 		}), "asked for", "", start.Add(9 * day)},
 		"put off, and not due":     {fresh(func(f *Facts) { f.PutOff = cluster.Attempt{Time: f.Now, NextTry: f.Now.Add(time.Hour)} }), "", "", time.Time{}},
-		"unreadable for now":       {fresh(func(f *Facts) { f.Bundle, f.KeyType = nil, cert.EC384 }), "", "", time.Time{}},
-		"unreadable, a third left": {fresh(func(f *Facts) { f.Bundle, f.Now = nil, start.Add(60*day) }), "left", "", time.Time{}},
+		"unreadable for now":       {fresh(func(f *Facts) { f.Bundle, f.KeyType = cert.Summary{}, cert.EC384 }), "", "", time.Time{}},
+		"unreadable, a third left": {fresh(func(f *Facts) { f.Bundle, f.Now = cert.Summary{}, start.Add(60*day) }), "left", "", time.Time{}},
 		"lost":                     {fresh(func(f *Facts) { f.Released = later }), "lost", "", time.Time{}},
 		"released is held":         {fresh(func(f *Facts) { f.Released = f.Newest }), "", "", time.Time{}},
 	} {

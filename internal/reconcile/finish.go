@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"certsync/internal/cert"
@@ -36,7 +37,7 @@ func (p *pass) ownStatus(ctx context.Context) cluster.NodeStatus {
 	}
 	slots := p.slots(held)
 	status.Held = newestOf(held, records.Tombstones, slots)
-	status.Unconfigured = p.Settings.unconfigured(slots)
+	status.Unconfigured = p.Settings.catalog().unconfigured(slots)
 	status.Placements = p.sortedPlacements(p.Settings.Node)
 	return status
 }
@@ -56,8 +57,9 @@ func (p *pass) lookAtSelf(ctx context.Context) error {
 // newestOf are the newest generations of slots.
 func newestOf(held []cert.Generation, tombstones []cluster.Tombstone, slots []cert.Slot) []cert.Generation {
 	var out []cert.Generation
+	newest := newestBySlot(held, tombstones)
 	for _, slot := range slots {
-		if g := cluster.Newest(held, tombstones, slot); !g.IsZero() {
+		if g := newest[slot]; !g.IsZero() {
 			out = append(out, g)
 		}
 	}
@@ -76,7 +78,7 @@ func (p *pass) peerStatus(ctx context.Context, v *peerView, ended bool) cluster.
 		p.lookAt(ctx, v)
 	}
 	if inv.Digest == p.Settings.Digest { // else what it wants is not known here
-		status.Unconfigured = p.Settings.unconfigured(p.slots(inv.Generations))
+		status.Unconfigured = p.Settings.catalog().unconfigured(p.slots(inv.Generations))
 	}
 	status.Placements = p.sortedPlacements(v.Name())
 	return status
@@ -94,9 +96,10 @@ func (p *pass) lookAt(ctx context.Context, v *peerView) {
 	if err != nil {
 		return // the reasons are told; this would have been a look only
 	}
+	stands := placedBySlot(seen.Placements)
 	for _, b := range bare {
-		for _, pl := range seen.Placements {
-			if pl.Slot == b.Slot && pl.Proxy != "" {
+		for _, pl := range stands[b.Slot] {
+			if pl.Proxy != "" {
 				pl.Outcome, pl.Error, pl.Hint = b.Outcome, b.Error, b.Hint
 				p.place(v.Name(), pl)
 			}
@@ -107,24 +110,16 @@ func (p *pass) lookAt(ctx context.Context, v *peerView) {
 func (p *pass) placed(node string, slot cert.Slot) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for key := range p.placements[node] {
-		if key.slot == slot {
-			return true
-		}
-	}
-	return false
+	return len(p.placements[node][slot]) > 0
 }
 
 func (p *pass) sortedPlacements(node string) []cluster.Placement {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []cluster.Placement
-	for _, pl := range p.placements[node] {
-		out = append(out, pl)
+	for _, slot := range slices.SortedFunc(maps.Keys(p.placements[node]), cert.Slot.Compare) {
+		out = append(out, p.placements[node][slot]...)
 	}
-	slices.SortFunc(out, func(a, b cluster.Placement) int {
-		return cmp.Or(a.Slot.Compare(b.Slot), cmp.Compare(a.Proxy, b.Proxy))
-	})
 	return out
 }
 
@@ -134,14 +129,14 @@ func (p *pass) judgeRows() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.report.Outcome = cluster.Unchanged
-	for _, row := range p.rows {
+	for slot, row := range p.rows {
 		own := row.Error != ""
 		for _, status := range p.report.Nodes {
 			if !status.Reachable && !row.Newest.IsZero() {
 				worsen(row, own, cluster.Skipped, status.Error, status.Hint)
 			}
-			for _, pl := range status.Placements {
-				if pl.Slot == row.Slot && pl.Outcome != "" {
+			for _, pl := range p.placements[status.Node][slot] {
+				if pl.Outcome != "" {
 					worsen(row, own, pl.Outcome, NodeError(status.Node, pl), pl.Hint)
 				}
 			}

@@ -23,9 +23,6 @@ type Node struct {
 	Proxies  []Proxy
 	// Now is the clock.
 	Now func() time.Time
-
-	// earlierBundles are those that were read once, by fingerprint: they only name what is seen, and never change.
-	earlierBundles sync.Map
 }
 
 // Inventory tells what this node holds.
@@ -60,10 +57,14 @@ func (n *Node) Fetch(ctx context.Context, generations []cert.Generation, each fu
 
 // Stage makes generations durable, each by itself: what is wrong with one is told in its result and stops no other.
 func (n *Node) Stage(ctx context.Context, _ string, kept []cluster.Kept) ([]cluster.StageResult, error) {
+	door, err := n.door(ctx)
+	if err != nil {
+		return nil, err
+	}
 	results := make([]cluster.StageResult, 0, len(kept))
 	for _, k := range kept {
 		result := cluster.StageResult{Generation: k.Generation}
-		if err := n.admit(ctx, k); err != nil {
+		if err := door.admit(ctx, k); err != nil {
 			result.Error, result.Hint = err.Error(), cluster.HintOf(err)
 		}
 		results = append(results, result)
@@ -71,20 +72,39 @@ func (n *Node) Stage(ctx context.Context, _ string, kept []cluster.Kept) ([]clus
 	return results, nil
 }
 
-// admit checks a generation that a peer offers and keeps it. One that is held already is no error (the store makes sure
-// that it is durable, and whole); one that is older than the newest held is ErrStale.
-func (n *Node) admit(ctx context.Context, k cluster.Kept) error {
+// door is what generations from elsewhere come in by: what is held, as of its making and with what it let in since.
+type door struct {
+	n          *Node
+	held       generationSet
+	newest     map[cert.Slot]cert.Generation
+	tombstones []cluster.Tombstone
+}
+
+func (n *Node) door(ctx context.Context) (*door, error) {
 	held, records, err := n.heldAndRecords(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if !contains(held, k.Generation) {
-		newest := cluster.Newest(held, records.Tombstones, k.Generation.Slot)
-		if err := n.Settings.check(k, newest, records.Tombstones, n.Now()); err != nil {
+	return &door{n, setOf(held), newestBySlot(held, records.Tombstones), records.Tombstones}, nil
+}
+
+// admit checks a generation that a peer offers and keeps it. One that is held already is no error (the store makes sure
+// that it is durable, and whole); one that is older than the newest held is ErrStale.
+func (d *door) admit(ctx context.Context, k cluster.Kept) error {
+	g := k.Generation
+	if !d.held.has(g) {
+		if err := d.n.Settings.check(k, d.newest[g.Slot], d.tombstones, d.n.Now()); err != nil {
 			return err
 		}
 	}
-	return n.Store.Keep(ctx, k)
+	if err := d.n.Store.Keep(ctx, k); err != nil {
+		return err
+	}
+	d.held[keyOf(g)] = true
+	if g.Newer(d.newest[g.Slot]) {
+		d.newest[g.Slot] = g
+	}
+	return nil
 }
 
 // check is what a generation from elsewhere must stand before it is kept. It is pure but for the system's roots.
@@ -147,7 +167,8 @@ func (n *Node) Record(ctx context.Context, _ string, records cluster.Records) er
 		return fmt.Errorf("generations held: %w", err)
 	}
 	records, ignored := credible(records, n.Now())
-	records.Releases = slices.DeleteFunc(slices.Clone(records.Releases), func(r cluster.Release) bool { return !contains(held, r.Generation) })
+	here := setOf(held)
+	records.Releases = slices.DeleteFunc(slices.Clone(records.Releases), func(r cluster.Release) bool { return !here.has(r.Generation) })
 	return errors.Join(n.Store.Merge(ctx, records), ignored)
 }
 
@@ -193,10 +214,11 @@ func (n *Node) Release(ctx context.Context, from string, releases []cluster.Rele
 	}
 	var activate []cert.Generation
 	var out []cluster.Placement
+	newest, released, configured := newestBySlot(held, records.Tombstones), releasedBySlot(records), n.Settings.catalog()
 	for _, r := range releases {
 		g := r.Generation
-		err := n.Settings.releasable(g, cluster.Newest(held, records.Tombstones, g.Slot))
-		if err == nil && !same(releasedOf(records, g.Slot), g) {
+		err := configured.releasable(g, newest[g.Slot])
+		if err == nil && !same(released[g.Slot], g) {
 			err = fmt.Errorf("release of generation %s of %s could not be recorded: %w", g.Fingerprint.Short(), g.Slot, cmp.Or(refused, cluster.ErrStale))
 		}
 		if err != nil {
@@ -213,9 +235,9 @@ func failedPlacement(slot cert.Slot, outcome cluster.Outcome, err error) cluster
 	return cluster.Placement{Slot: slot, Proof: cluster.NoProof, Outcome: outcome, Error: oneLine(err.Error()), Hint: cluster.HintOf(err)}
 }
 
-func (s Settings) releasable(released, newest cert.Generation) error {
+func (c catalog) releasable(released, newest cert.Generation) error {
 	switch {
-	case s.displaced(released.Slot):
+	case c.displaced(released.Slot):
 		return errNotConfigured(released.Slot) // it would go to the path of the slot that is configured
 	case newest.IsZero() || released.Newer(newest):
 		return fmt.Errorf("generation %s of %s is not held here: stage it first", released.Fingerprint.Short(), released.Slot)
@@ -229,16 +251,20 @@ func (s Settings) releasable(released, newest cert.Generation) error {
 // activate brings generations in service with every HAProxy of this node. One whose bundle cannot be read changes
 // nothing: what an earlier one would replace may be later than that.
 func (n *Node) activate(ctx context.Context, generations []cert.Generation) []cluster.Placement {
+	if len(generations) == 0 {
+		return nil
+	}
 	var targets []cluster.Target
 	var out []cluster.Placement
-	held, _ := n.Store.Generations(ctx) // for the names of earlier ones only; where that fails, Bundle says so
+	held, _ := n.Store.Generations(ctx) // for the names of earlier ones only; where that fails, Summary says so
+	aim := n.aim(held)
 	for _, g := range generations {
-		bundle, err := n.Store.Bundle(ctx, g)
+		summary, err := n.Store.Summary(ctx, g)
 		if err != nil {
 			out = append(out, failedPlacement(g.Slot, cluster.Failure, fmt.Errorf("generation %s: %w", g.Fingerprint.Short(), err)))
 			continue
 		}
-		targets = append(targets, n.Settings.target(g.Slot, bundle, n.earlier(ctx, held, g)))
+		targets = append(targets, aim.target(g.Slot, g, summary))
 	}
 	return append(out, n.eachProxy(ctx, targets, cluster.Failure, func(p Proxy) ([]cluster.Placement, error) { return p.Activate(ctx, targets) })...)
 }
@@ -247,17 +273,21 @@ func (n *Node) activate(ctx context.Context, generations []cert.Generation) []cl
 // of which there is none has a target without a bundle, so that what is in place can be told. One that is displaced is
 // left out: what lies at its path is another slot's.
 func (n *Node) inspect(ctx context.Context, slots []cert.Slot) ([]cluster.Placement, error) {
+	if len(slots) == 0 {
+		return nil, nil
+	}
 	held, records, err := n.heldAndRecords(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var targets []cluster.Target
+	aim := n.aim(held)
 	for _, slot := range slots {
-		if n.Settings.displaced(slot) {
+		if aim.configured.displaced(slot) {
 			continue
 		}
-		newest, bundle := n.newestReadable(ctx, held, records.Tombstones, slot)
-		targets = append(targets, n.Settings.target(slot, bundle, n.earlier(ctx, held, newest)))
+		newest, summary := n.newestReadable(ctx, aim.held[slot], records.Tombstones, slot)
+		targets = append(targets, aim.target(slot, newest, summary))
 	}
 	return n.eachProxy(ctx, targets, "", func(p Proxy) ([]cluster.Placement, error) { return p.Inspect(ctx, targets) }), nil
 }
@@ -289,8 +319,9 @@ func (n *Node) eachProxy(ctx context.Context, targets []cluster.Target, outcome 
 
 func unanswered(targets []cluster.Target, answered []cluster.Placement, proxy string, outcome cluster.Outcome, err error) []cluster.Placement {
 	var out []cluster.Placement
+	told := placedBySlot(answered)
 	for _, t := range targets {
-		if !slices.ContainsFunc(answered, func(pl cluster.Placement) bool { return pl.Slot == t.Slot }) {
+		if len(told[t.Slot]) == 0 {
 			pl := failedPlacement(t.Slot, outcome, err)
 			pl.Proxy = proxy
 			out = append(out, pl)
@@ -299,40 +330,65 @@ func unanswered(targets []cluster.Target, answered []cluster.Placement, proxy st
 	return out
 }
 
+// aim makes targets: slots as HAProxy should have them.
+type aim struct {
+	n          *Node
+	configured catalog
+	held       map[cert.Slot][]cert.Generation
+}
+
+func (n *Node) aim(held []cert.Generation) aim { return aim{n, n.Settings.catalog(), bySlot(held)} }
+
+// target is a slot as it should be: g in service, whose bundle has what summary says; zero where there is none. The
+// bundles are read where the adapter needs them.
+func (a aim) target(slot cert.Slot, g cert.Generation, summary cert.Summary) cluster.Target {
+	t := cluster.Target{Slot: slot, Generation: g}
+	if c, ok := a.configured[slot.Name]; ok {
+		t.Domains, t.Path, t.Both = c.Domains, c.Path, len(c.KeyTypes) > 1
+	}
+	others := a.held[slot]
+	t.Load = func(ctx context.Context) (*cert.Bundle, []*cert.Bundle, error) { return a.n.load(ctx, g, others) }
+	if !g.IsZero() {
+		// What is served is asked for under the names that the bundle has: a name that was just added to the
+		// configuration is served only by the next generation.
+		t.Domains = summary.Domains
+	}
+	return t
+}
+
+// load reads the bundle of g, nil where g is zero, and those of the slot's other generations, for naming what is seen:
+// one of these that cannot be read is left out, since only a name is lost by it.
+func (n *Node) load(ctx context.Context, g cert.Generation, held []cert.Generation) (bundle *cert.Bundle, known []*cert.Bundle, err error) {
+	if !g.IsZero() {
+		if bundle, err = n.Store.Bundle(ctx, g); err != nil {
+			return nil, nil, fmt.Errorf("generation %s: %w", g.Fingerprint.Short(), err)
+		}
+	}
+	for _, h := range held {
+		if same(h, g) {
+			continue
+		}
+		if b, err := n.Store.Bundle(ctx, h); err == nil {
+			known = append(known, b)
+		}
+	}
+	return bundle, known, nil
+}
+
 // newestReadable is the newest generation of a slot whose bundle can be read. The store sets a torn one aside and says
 // so in Problems; one bad file costs its own slot one generation, and no other slot anything.
-func (n *Node) newestReadable(ctx context.Context, held []cert.Generation, tombstones []cluster.Tombstone, slot cert.Slot) (cert.Generation, *cert.Bundle) {
+func (n *Node) newestReadable(ctx context.Context, held []cert.Generation, tombstones []cluster.Tombstone, slot cert.Slot) (cert.Generation, cert.Summary) {
 	for {
 		newest := cluster.Newest(held, tombstones, slot)
 		if newest.IsZero() {
-			return newest, nil
+			return newest, cert.Summary{}
 		}
-		bundle, err := n.Store.Bundle(ctx, newest)
+		summary, err := n.Store.Summary(ctx, newest)
 		if err == nil {
-			return newest, bundle
+			return newest, summary
 		}
 		held = slices.DeleteFunc(slices.Clone(held), func(g cert.Generation) bool { return same(g, newest) })
 	}
-}
-
-// earlier are the bundles of a slot's other generations, for naming what is seen; one that cannot be read is left out,
-// since only a name is lost by it.
-func (n *Node) earlier(ctx context.Context, held []cert.Generation, newest cert.Generation) []*cert.Bundle {
-	var out []*cert.Bundle
-	for _, g := range held {
-		if g.Slot != newest.Slot || same(g, newest) {
-			continue
-		}
-		if b, ok := n.earlierBundles.Load(g.Fingerprint); ok {
-			out = append(out, b.(*cert.Bundle))
-			continue
-		}
-		if b, err := n.Store.Bundle(ctx, g); err == nil {
-			n.earlierBundles.Store(g.Fingerprint, b)
-			out = append(out, b)
-		}
-	}
-	return out
 }
 
 // Status tells where every slot stands on this node: those of the configuration, and those that are held and no longer
@@ -344,8 +400,9 @@ func (n *Node) Status(ctx context.Context) (cluster.NodeStatus, error) {
 	}
 	slots := n.slots(held)
 	var newest []cert.Generation
+	of := bySlot(held)
 	for _, slot := range slots {
-		if g, bundle := n.newestReadable(ctx, held, records.Tombstones, slot); bundle != nil {
+		if g, _ := n.newestReadable(ctx, of[slot], records.Tombstones, slot); !g.IsZero() {
 			newest = append(newest, g)
 		}
 	}
@@ -355,7 +412,7 @@ func (n *Node) Status(ctx context.Context) (cluster.NodeStatus, error) {
 		status.Problems = append(status.Problems, problem.Error())
 	}
 	status.Held, status.Placements = newest, placements
-	status.Unconfigured = n.Settings.unconfigured(slotsOf(newest))
+	status.Unconfigured = n.Settings.catalog().unconfigured(slotsOf(newest))
 	return status, nil
 }
 
@@ -405,8 +462,13 @@ func (n *Node) slots(held []cert.Generation) []cert.Slot {
 		slots = append(slots, c.Slots()...)
 	}
 	configured := len(slots)
+	listed := make(map[cert.Slot]bool, len(slots))
+	for _, s := range slots {
+		listed[s] = true
+	}
 	for _, g := range held {
-		if !slices.Contains(slots, g.Slot) {
+		if !listed[g.Slot] {
+			listed[g.Slot] = true
 			slots = append(slots, g.Slot)
 		}
 	}

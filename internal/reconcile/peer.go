@@ -27,7 +27,8 @@ type peerView struct {
 	askedAt   time.Time     // when it was asked last; with its monotonic reading, not the injected clock's
 	took      time.Duration // how long it took to answer, or to fail
 	deaf      bool          // it let a record's acknowledgement time out
-	tried     []cert.Generation
+	held      generationSet // those of inventory, nil until it is asked for
+	tried     generationSet
 }
 
 func (v *peerView) reachable() bool { return v.unreachable() == nil }
@@ -65,7 +66,7 @@ func (v *peerView) ask(ctx context.Context) {
 	defer v.mu.Unlock()
 	v.askedAt, v.took, v.err = start, time.Since(start), err
 	if err == nil {
-		v.inventory = inventory
+		v.inventory, v.held = inventory, nil
 	}
 }
 
@@ -99,7 +100,24 @@ func (v *peerView) lose(start time.Time, err error) {
 func (v *peerView) holds(g cert.Generation) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return contains(v.inventory.Generations, g)
+	if v.held == nil {
+		v.held = setOf(v.inventory.Generations)
+	}
+	return v.held.has(g)
+}
+
+// digest is that of the peer's configuration, as far as is known.
+func (v *peerView) digest() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.inventory.Digest
+}
+
+// released is what the peer was told to activate, as of its inventory.
+func (v *peerView) released() map[cert.Slot]cert.Generation {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return releasedBySlot(v.inventory.Records)
 }
 
 // given notes that the peer made a generation durable.
@@ -107,19 +125,25 @@ func (v *peerView) given(g cert.Generation) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.inventory.Generations = append(v.inventory.Generations, g)
+	if v.held != nil {
+		v.held[keyOf(g)] = true
+	}
 }
 
 // try notes that a generation is asked for: each is once, since one that was refused would be again.
 func (v *peerView) try(g cert.Generation) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.tried = append(v.tried, g)
+	if v.tried == nil {
+		v.tried = generationSet{}
+	}
+	v.tried[keyOf(g)] = true
 }
 
 func (v *peerView) wasTried(g cert.Generation) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return contains(v.tried, g)
+	return v.tried.has(g)
 }
 
 // hears tells whether the peer's acknowledgement of a record is worth the wait.

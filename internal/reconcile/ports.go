@@ -22,6 +22,9 @@ type Store interface {
 	Generations(ctx context.Context) ([]cert.Generation, error)
 	// Bundle reads one that is held, checked against its fingerprint.
 	Bundle(ctx context.Context, g cert.Generation) (*cert.Bundle, error)
+	// Summary is what is asked of a bundle again and again. A file that has not changed since is not read again; one that
+	// cannot be read, or is bad, is as for Bundle.
+	Summary(ctx context.Context, g cert.Generation) (cert.Summary, error)
 	// Keep stores a generation; one that is held already is no error.
 	Keep(ctx context.Context, kept cluster.Kept) error
 	// Records reads everything else.

@@ -62,21 +62,17 @@ func (r *Reconciler) Pass(ctx context.Context, wanted Wanted) (cluster.Report, e
 // pass is one run: what it knows and what it did.
 type pass struct {
 	*Reconciler
-	wanted Wanted
-	seen   cluster.Seen
-	peers  []*peerView
+	seen  cluster.Seen
+	peers []*peerView
+	// forced are the names to obtain now.
+	forced map[string]bool
 
 	account registration
 
 	mu         sync.Mutex
 	report     cluster.Report
 	rows       map[cert.Slot]*cluster.CertificateReport
-	placements map[string]map[placementKey]cluster.Placement // by node
-}
-
-type placementKey struct {
-	slot  cert.Slot
-	proxy string
+	placements map[string]map[cert.Slot][]cluster.Placement // by node; those of a slot sorted by their proxies' names
 }
 
 func (r *Reconciler) begin(ctx context.Context, wanted Wanted) (*pass, error) {
@@ -87,13 +83,15 @@ func (r *Reconciler) begin(ctx context.Context, wanted Wanted) (*pass, error) {
 	if wanted.MasterOnly && seen.Role != cluster.Master {
 		return nil, r.refusal(ctx, seen)
 	}
-	p := &pass{Reconciler: r, wanted: wanted, seen: seen,
-		rows: map[cert.Slot]*cluster.CertificateReport{}, placements: map[string]map[placementKey]cluster.Placement{}}
+	p := &pass{Reconciler: r, seen: seen, forced: map[string]bool{},
+		rows: map[cert.Slot]*cluster.CertificateReport{}, placements: map[string]map[cert.Slot][]cluster.Placement{}}
 	p.report = cluster.Report{Node: r.Settings.Node, Role: seen.Role, Start: r.Now().UTC()}
+	configured := r.Settings.catalog()
 	for _, name := range wanted.Names {
-		if _, ok := r.Settings.certificate(name); !ok {
+		if _, ok := configured[name]; !ok {
 			return nil, r.Settings.unknownName(name)
 		}
+		p.forced[name] = true
 	}
 	for _, c := range r.Settings.Certificates {
 		for _, slot := range c.Slots() {
@@ -294,14 +292,21 @@ func (p *pass) place(node string, placements ...cluster.Placement) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.placements[node] == nil {
-		p.placements[node] = map[placementKey]cluster.Placement{}
+		p.placements[node] = map[cert.Slot][]cluster.Placement{}
 	}
 	for _, pl := range placements {
-		p.placements[node][placementKey{pl.Slot, pl.Proxy}] = pl
-		if pl.Proxy != "" {
-			delete(p.placements[node], placementKey{pl.Slot, ""})
-		}
+		others := slices.DeleteFunc(p.placements[node][pl.Slot], func(old cluster.Placement) bool { return old.Proxy == pl.Proxy || old.Proxy == "" })
+		others = append(others, pl)
+		slices.SortFunc(others, func(a, b cluster.Placement) int { return cmp.Compare(a.Proxy, b.Proxy) })
+		p.placements[node][pl.Slot] = others
 	}
+}
+
+// at is where a slot stands on a node, as far as is known.
+func (p *pass) at(node string, slot cert.Slot) []cluster.Placement {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.placements[node][slot])
 }
 
 // oneLine makes the text of an error fit for a report: joined errors are on a line each.

@@ -66,24 +66,6 @@ func (s Settings) certificate(name string) (Certificate, bool) {
 	return s.Certificates[i], true
 }
 
-// configured tells whether the configuration wants a slot.
-func (s Settings) configured(slot cert.Slot) bool {
-	c, ok := s.certificate(slot.Name)
-	return ok && c.keyType(slot.Algorithm) != ""
-}
-
-// unconfigured are those of slots that the configuration does not want.
-func (s Settings) unconfigured(slots []cert.Slot) []cert.Slot {
-	return slices.DeleteFunc(slices.Clone(slots), s.configured)
-}
-
-// displaced tells that a slot's name is configured, but not its algorithm: the path that its bundle had may be that of
-// a slot which is.
-func (s Settings) displaced(slot cert.Slot) bool {
-	_, ok := s.certificate(slot.Name)
-	return ok && !s.configured(slot)
-}
-
 // errNotConfigured is the error of a slot that a peer offers and this node's configuration does not want.
 func errNotConfigured(slot cert.Slot) error {
 	return cluster.WithHint(fmt.Errorf("%s: not in this node's configuration", slot), "make the configuration the same on every node")
@@ -96,18 +78,4 @@ func (s Settings) unknownName(name string) error {
 	}
 	return cluster.WithHint(cluster.Usage(fmt.Errorf("certificate %q: not in the configuration", name)),
 		"use one of: %s", strings.Join(names, ", "))
-}
-
-// target is a slot as HAProxy should have it: bundle in service, known for naming what is seen.
-func (s Settings) target(slot cert.Slot, bundle *cert.Bundle, known []*cert.Bundle) cluster.Target {
-	t := cluster.Target{Slot: slot, Bundle: bundle, Known: known}
-	if c, ok := s.certificate(slot.Name); ok {
-		t.Domains, t.Path, t.Both = c.Domains, c.Path, len(c.KeyTypes) > 1
-	}
-	if bundle != nil {
-		// What is served is asked for under the names that the bundle has: a name that was just added to the
-		// configuration is served only by the next generation.
-		t.Domains = bundle.Domains()
-	}
-	return t
 }

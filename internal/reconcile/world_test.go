@@ -390,6 +390,18 @@ func (m *memory) Bundle(_ context.Context, g cert.Generation) (*cert.Bundle, err
 	return m.held[i].Bundle, nil
 }
 
+// Summary does not count as a read: the store knows it without one.
+func (m *memory) Summary(ctx context.Context, g cert.Generation) (cert.Summary, error) {
+	b, err := m.Bundle(ctx, g)
+	m.mu.Lock()
+	m.reads--
+	m.mu.Unlock()
+	if err != nil {
+		return cert.Summary{}, err
+	}
+	return b.Summary(), nil
+}
+
 func (m *memory) Keep(_ context.Context, k cluster.Kept) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -490,7 +502,7 @@ func (p *fakeProxy) Inspect(ctx context.Context, targets []cluster.Target) ([]cl
 	p.inspections++
 	var out []cluster.Placement
 	for _, t := range targets {
-		out = append(out, p.look(t))
+		out = append(out, p.look(p.loaded(ctx, t)))
 	}
 	return out, p.err
 }
@@ -508,7 +520,7 @@ func (p *fakeProxy) Activate(ctx context.Context, targets []cluster.Target) ([]c
 	}
 	var out []cluster.Placement
 	for _, t := range targets {
-		if t.Bundle == nil {
+		if t = p.loaded(ctx, t); t.Bundle == nil {
 			p.host.w.Errorf("%s is asked to activate %s without a bundle", p.host.name, t.Slot)
 			continue
 		}
@@ -517,6 +529,15 @@ func (p *fakeProxy) Activate(ctx context.Context, targets []cluster.Target) ([]c
 		out = append(out, p.activate(t))
 	}
 	return out, nil
+}
+
+// loaded reads the bundles of each target, as HAProxy's adapter does where it knows nothing of it.
+func (p *fakeProxy) loaded(ctx context.Context, t cluster.Target) cluster.Target {
+	t, err := t.Loaded(ctx)
+	if err != nil {
+		p.host.w.Errorf("%s: load %s: %v", p.host.name, t.Slot, err)
+	}
+	return t
 }
 
 func (p *fakeProxy) activate(t cluster.Target) cluster.Placement {

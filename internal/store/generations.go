@@ -29,7 +29,8 @@ func (s *Store) Generations(ctx context.Context) ([]cert.Generation, error) {
 
 // listAll lists the generations of all slots, and what lies among them that is no generation.
 func (s *Store) listAll(ctx context.Context) ([]cert.Generation, []finding, error) {
-	names, found, err := s.listFolders(generationsName, safeName)
+	l := s.newListing()
+	names, err := l.folders(generationsName, safeName)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -38,20 +39,20 @@ func (s *Store) listAll(ctx context.Context) ([]cert.Generation, []finding, erro
 		if err := ctx.Err(); err != nil {
 			return nil, nil, err
 		}
-		algorithms, f, err := s.listFolders(filepath.Join(generationsName, name), isAlgorithm)
+		algorithms, err := l.folders(filepath.Join(generationsName, name), isAlgorithm)
 		if err != nil {
 			return nil, nil, err
 		}
-		found = append(found, f...)
 		for _, a := range algorithms {
-			held, f, err := s.listSlot(cert.Slot{Name: name, Algorithm: cert.Algorithm(a)})
+			held, err := l.slot(cert.Slot{Name: name, Algorithm: cert.Algorithm(a)})
 			if err != nil {
 				return nil, nil, err
 			}
-			all, found = append(all, held...), append(found, f...)
+			all = append(all, held...)
 		}
 	}
-	return all, found, nil
+	l.end(all)
+	return all, l.found, nil
 }
 
 func isAlgorithm(name string) bool { return name == string(cert.ECDSA) || name == string(cert.RSA) }

@@ -167,20 +167,31 @@ func parseRecord[T any](s *Store, rel string, data []byte, info fs.FileInfo) (v 
 	return v, nil, nil
 }
 
-// readFolder reads a folder of one file an entry, sorted by name. name is what an entry's file must be called.
+// readFolder reads a folder of one file an entry, sorted by name: those files that have changed since the last time.
+// name is what an entry's file must be called.
 func readFolder[T any](ctx context.Context, s *Store, folder string, name func(T) string) (list []T, found []finding, err error) {
+	s.mu.Lock()
+	old := s.cache.entries[folder]
+	s.mu.Unlock()
 	for try := 0; ; try++ {
 		entries, err := os.ReadDir(s.path(folder))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, nil, err
 		}
 		list, found = nil, nil
+		next := make(map[string]entry, len(entries))
 		vanished := false
 		for _, e := range entries {
 			if err := ctx.Err(); err != nil {
 				return nil, nil, err
 			}
-			v, f, err := readEntry(s, folder, e, name)
+			now := time.Now() // of the host: file systems know no other
+			v, id, known := remembered[T](old, e)
+			var f *finding
+			var err error
+			if !known {
+				v, f, err = readEntry(s, folder, e, name)
+			}
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				vanished = true
@@ -189,10 +200,16 @@ func readFolder[T any](ctx context.Context, s *Store, folder string, name func(T
 			case f != nil:
 				found = append(found, *f)
 			default:
-				list = append(list, v)
+				list = append(list, private(v))
+				if known || id.Settled(now) {
+					next[e.Name()] = entry{id, v}
+				}
 			}
 		}
 		if !vanished || try >= relists {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.cache.entries[folder] = next
 			return list, found, nil
 		}
 	}
@@ -314,8 +331,12 @@ func (s *Store) readTouched(ctx context.Context, in cluster.Records) (h held, fo
 // vetReleases refuses those of generations that are too far ahead of what is held: one such would hold back every
 // release to come.
 func (s *Store) vetReleases(have, in []cluster.Release) (good []cluster.Release, refused []error, err error) {
+	known := make(map[cluster.Release]bool, len(have))
+	for _, r := range have {
+		known[r] = true
+	}
 	for _, r := range in {
-		if slices.Contains(have, r) {
+		if known[r] {
 			good = append(good, r)
 			continue
 		}

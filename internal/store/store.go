@@ -74,6 +74,8 @@ type Store struct {
 	reasons map[string]string
 	// decoded are the lists that were read last, by file.
 	decoded map[string]any
+	// cache is what was read of the other files.
+	cache cache
 }
 
 // Open opens the state under dir and creates what is missing. It refuses a dir that belongs to another user than this
@@ -87,6 +89,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		dir: abs, now: opts.Now, keep: opts.Keep, disk: systemDisk(),
 		storeWait: storeWait, actorWait: actorWait, asideWait: asideWait,
 		turn: make(chan struct{}, 1), stuck: map[string]finding{}, reasons: map[string]string{}, decoded: map[string]any{},
+		cache: cache{summaries: map[string]summary{}, entries: map[string]map[string]entry{}},
 	}
 	if s.now == nil {
 		s.now = time.Now

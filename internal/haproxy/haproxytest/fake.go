@@ -435,6 +435,11 @@ func (f *Fake) choose(b *bind, hello *tls.ClientHelloInfo) (*tls.Certificate, er
 		if s == nil || s.key == nil || len(s.chain) == 0 {
 			continue
 		}
+		// Of thousands of certificates few have the name: what it costs to look at the others counts.
+		named := s.chain[0].VerifyHostname(hello.ServerName) == nil
+		if !named && fallback != nil {
+			continue
+		}
 		c := &tls.Certificate{PrivateKey: s.key, Leaf: s.chain[0]}
 		for _, x := range s.chain {
 			c.Certificate = append(c.Certificate, x.Raw)
@@ -444,12 +449,10 @@ func (f *Fake) choose(b *bind, hello *tls.ClientHelloInfo) (*tls.Certificate, er
 		if anyName.SupportsCertificate(c) != nil {
 			continue
 		}
-		if s.chain[0].VerifyHostname(hello.ServerName) == nil {
+		if named {
 			return c, nil
 		}
-		if fallback == nil {
-			fallback = c
-		}
+		fallback = c
 	}
 	if fallback == nil {
 		return nil, errors.New("no certificate")
