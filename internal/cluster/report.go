@@ -113,6 +113,8 @@ type Placement struct {
 	Outcome Outcome `json:"outcome,omitempty"`
 	Error   string  `json:"error,omitempty"`
 	Hint    string  `json:"hint,omitempty"`
+	// Reloaded is why HAProxy was reloaded for it, "" where it was not.
+	Reloaded string `json:"reloaded,omitempty"`
 }
 
 // NodeStatus is what one node knows of its own slots.

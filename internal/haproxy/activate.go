@@ -34,6 +34,8 @@ type activation struct {
 	swept map[string]bool
 	// files are the bundle files of this call's targets: none of them is another one's rival.
 	files map[string]bool
+	// waiting are the targets that a reload may bring in service, once all others are done.
+	waiting []waiting
 }
 
 // undo is what to do, in reverse order, where a step fails.
@@ -87,7 +89,9 @@ func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Place
 	err := a.apply(ctx, &v, &u)
 	switch {
 	case errors.Is(err, errReload), errors.Is(err, cluster.ErrNotRunning), err != nil && errors.Is(err, v.memoryErr):
-		return a.onDisk(ctx, v, err)
+		return a.later(ctx, v, u, err)
+	case errors.Is(err, errUnclear):
+		return a.hold(ctx, v, u, reasonUnclear, err)
 	case err != nil:
 		return a.undo(ctx, v, u, err)
 	}
@@ -99,7 +103,11 @@ func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Place
 	case cluster.NoProof:
 		v.placement.Outcome = cluster.Unproven
 	default:
-		return a.undo(ctx, v, u, a.disproven(ctx, v))
+		cause := a.disproven(ctx, v)
+		if a.hides(cause) {
+			return a.hold(ctx, v, u, reasonHidden, cause)
+		}
+		return a.undo(ctx, v, u, cause)
 	}
 	return v.placement
 }
@@ -158,7 +166,11 @@ func (a *activation) settled(ctx context.Context, v view) cluster.Placement {
 	case cluster.NoProof:
 		v.placement.Outcome = cluster.Unproven
 	default:
-		return failure(v, cluster.Failure, a.disproven(ctx, v))
+		cause := a.disproven(ctx, v)
+		if a.hides(cause) {
+			return a.hold(ctx, v, nil, reasonHidden, cause)
+		}
+		return failure(v, cluster.Failure, cause)
 	}
 	return v.placement
 }
@@ -167,7 +179,7 @@ func (a *activation) settled(ctx context.Context, v view) cluster.Placement {
 func (a *activation) disproven(ctx context.Context, v view) error {
 	err := fmt.Errorf("activate %s: handshake: %w: %s", v.Slot, cluster.ErrRejected, v.placement.Served.Note)
 	if other := a.shadow(ctx, &v); other != "" {
-		return cluster.WithHint(fmt.Errorf("%w, which HAProxy has as %s", err, other),
+		return cluster.WithHint(fmt.Errorf("%w, %w %s", err, errHidden, other),
 			"%s is loaded too and covers the same names: take it off the bind line (or remove it) and reload HAProxy", other)
 	}
 	return cluster.WithHint(err,
@@ -332,14 +344,14 @@ func foreign(open string) error {
 // notAddressable is a file that no certificate or list of the running HAProxy stands for.
 func notAddressable(path string, where place) error {
 	if where.file != "" {
-		return cluster.WithHint(fmt.Errorf("%w: it does not use the crt-list %s yet", errReload, where.file),
+		return cluster.WithHint(fmt.Errorf("%w: it does not use the crt-list %s yet", errNoList, where.file),
 			"have a bind line say `crt-list %s`, and reload HAProxy", where.file)
 	}
 	if where.readOnly != "" {
-		return cluster.WithHint(fmt.Errorf("%w: the crt-list %s cannot be written", errReload, where.readOnly),
+		return cluster.WithHint(fmt.Errorf("%w: the crt-list %s cannot be written", errNoList, where.readOnly),
 			"let certsync's user write %s and its folder", where.readOnly)
 	}
-	return cluster.WithHint(fmt.Errorf("%w: no bind line's `crt DIR` or crt-list can take %s at run time", errReload, path),
+	return cluster.WithHint(fmt.Errorf("%w: no bind line's `crt DIR` or crt-list can take %s at run time", errNoList, path),
 		"name it on a bind line (`crt %s`, or its folder), and reload HAProxy", path)
 }
 

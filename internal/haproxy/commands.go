@@ -23,6 +23,8 @@ const bufsizeMargin = 256
 type process struct {
 	Pid     int
 	Version string
+	// Start is when it began, in whole seconds; zero where it did not say.
+	Start time.Time
 }
 
 func (r *runtime) showInfo(ctx context.Context) (process, error) {
@@ -41,6 +43,10 @@ func (r *runtime) showInfo(ctx context.Context) (process, error) {
 			p.Pid, _ = strconv.Atoi(value)
 		case "Version":
 			p.Version = value
+		case "Start_time_sec":
+			if n, err := strconv.ParseInt(value, 10, 64); err == nil && n > 0 {
+				p.Start = time.Unix(n, 0)
+			}
 		}
 	}
 	if p.Pid <= 0 || p.Version == "" {

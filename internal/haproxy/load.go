@@ -60,6 +60,8 @@ func (a *activation) unload(ctx context.Context, v *view, before entry) error {
 		return nil
 	case err != nil:
 		return err
+	case before.Status != "Used" && now.Status == "Used":
+		return nil // a reload loaded it from its file since
 	case before.Status != "Used":
 		return a.p.runtime.delCert(ctx, before.name)
 	case now.SHA1 == before.SHA1:
@@ -143,7 +145,7 @@ func (a *activation) parts(ctx context.Context, name string, b *cert.Bundle) ([]
 			return parts, nil
 		}
 	}
-	return nil, cluster.WithHint(fmt.Errorf("%w: leaf and chain, %d bytes, are more than its tune.bufsize of %d takes", errReload, len(b.CertificatesPEM()), a.size),
+	return nil, cluster.WithHint(fmt.Errorf("%w: leaf and chain, %d bytes, are more than its tune.bufsize of %d takes", errTooLarge, len(b.CertificatesPEM()), a.size),
 		"reload HAProxy; for the next time set `tune.bufsize %d` in its global section", 2*max(a.size, len(b.CertificatesPEM())))
 }
 

@@ -54,6 +54,21 @@ type Config struct {
 	// Sample is how many of the targets that are known to be in service are looked at again in each call, in HAProxy's
 	// memory and in a handshake; 0 means a twentieth, and at least 50.
 	Sample int
+	// Files are the arguments of HAProxy's -f, in order: files or folders.
+	Files []string
+	// MasterSocket is the socket of `haproxy -W -S PATH`; "" means that there is none.
+	MasterSocket string
+	// Reload is the argument list of the command that reloads HAProxy; empty means that there is none.
+	Reload []string
+	// Check is the argument list of `haproxy -c`; empty means [haproxy, -c, -f, FILE...] with Files.
+	Check []string
+	// CheckTimeout is the longest that the check may take; 2 min by default, since one of 10,000 certificates takes 25 s.
+	CheckTimeout time.Duration
+	// ReloadTimeout is how long HAProxy's Pid may take to change; 2 min by default, since a start takes what a check does.
+	ReloadTimeout time.Duration
+	// ReloadInterval is the shortest time between two reloads; 1 min by default, since each keeps a whole old worker for
+	// as long as its connections last.
+	ReloadInterval time.Duration
 }
 
 // Proxy is one HAProxy of this node: reconcile.Proxy. It is safe for concurrent use, also by several processes that
@@ -63,6 +78,8 @@ type Proxy struct {
 	runtime *runtime
 	journal *journal
 	verify  []endpoint
+	// master is nil where no master socket is configured.
+	master *master
 	// turn holds one token while an activation is under way.
 	turn chan struct{}
 	// memo is what was found in service.
@@ -97,6 +114,10 @@ func New(c Config) (*Proxy, error) {
 	if err != nil && c.RuntimeSocket != "" {
 		errs = append(errs, fmt.Errorf("haproxy %s: runtime_socket: %w", c.Name, err))
 	}
+	masterSocket, err := parseEndpoint(c.MasterSocket)
+	if err != nil && c.MasterSocket != "" {
+		errs = append(errs, fmt.Errorf("haproxy %s: master_socket: %w", c.Name, err))
+	}
 	var verify []endpoint
 	for _, v := range c.Verify {
 		e, err := parseEndpoint(v)
@@ -109,8 +130,13 @@ func New(c Config) (*Proxy, error) {
 		return nil, errors.Join(errs...)
 	}
 	c = withDefaults(c)
+	var m *master
+	if c.MasterSocket != "" {
+		m = &master{runtime{network: masterSocket.network, address: masterSocket.address, dial: c.Dial, timeout: c.ReloadTimeout}}
+	}
 	return &Proxy{
 		config:  c,
+		master:  m,
 		runtime: &runtime{network: socket.network, address: socket.address, dial: c.Dial, timeout: c.CommandTimeout, wait: c.Wait},
 		journal: newJournal(c.JournalDir, socket.String()),
 		verify:  verify,
@@ -130,7 +156,8 @@ func withDefaults(c Config) Config {
 		field *time.Duration
 		value time.Duration
 	}{{&c.CommandTimeout, 30 * time.Second}, {&c.Wait, 15 * time.Second}, {&c.ProbeTimeout, 5 * time.Second}, {&c.UndoTimeout, 30 * time.Second},
-		{&c.InspectTimeout, 8 * time.Second}} {
+		{&c.InspectTimeout, 8 * time.Second},
+		{&c.CheckTimeout, 2 * time.Minute}, {&c.ReloadTimeout, 2 * time.Minute}, {&c.ReloadInterval, time.Minute}} {
 		if *d.field <= 0 {
 			*d.field = d.value
 		}
@@ -271,6 +298,7 @@ func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]clust
 		}
 		out = append(out, a.target(ctx, t))
 	}
+	a.reload(ctx, out)
 	p.replacePlaceholder(out)
 	return out, nil
 }
