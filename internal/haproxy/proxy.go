@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,6 +51,15 @@ type Config struct {
 	UndoTimeout time.Duration
 	// Dial connects to the runtime socket and to the addresses of Verify; nil means a net.Dialer.
 	Dial DialFunc
+
+	// For the discovery of what to handshake with, where Verify is empty.
+	// Files are the files and folders that HAProxy is started with (-f), in order; none means that nothing is discovered.
+	Files []string
+	// Virtual are the addresses of CARP: none is connected to unless Master says that this node is MASTER. nil means never.
+	Virtual []netip.Addr
+	Master  func() bool
+	// Addresses are those of this node's interfaces; nil means to ask the kernel.
+	Addresses func() ([]netip.Addr, error)
 }
 
 // Proxy is one HAProxy of this node: reconcile.Proxy. It is safe for concurrent use, also by several processes that
@@ -59,12 +69,22 @@ type Proxy struct {
 	runtime *runtime
 	journal *journal
 	verify  []endpoint
+	// discovery is what was last read of HAProxy's configuration.
+	discovery discovery
 	// turn holds one token while an activation is under way.
 	turn chan struct{}
 }
 
 // endpoint is an address to handshake with.
-type endpoint struct{ network, address string }
+type endpoint struct {
+	network, address string
+	// proxy tells that a connection begins with a PROXY header.
+	proxy bool
+	// virtual tells that it answers for this node only while this node is MASTER.
+	virtual bool
+	// maybe tells that HAProxy may well not have it: it stands in a conditional block.
+	maybe bool
+}
 
 func (e endpoint) String() string {
 	if e.network == "unix" {

@@ -170,7 +170,7 @@ func (r *reader) line(line string) {
 	if strings.HasPrefix(strings.TrimLeftFunc(line, isSpaceRune), "[") {
 		return // a scope, which means nothing here
 	}
-	// What a condition leaves out may hold anything, and counts for nothing.
+	// What a condition leaves out must still be words, whatever its variables hold.
 	active := r.active()
 	env := r.env
 	if top := len(r.blocks) - 1; top >= 0 && strings.HasPrefix(strings.TrimLeftFunc(line, isSpaceRune), ".el") {
@@ -181,10 +181,10 @@ func (r *reader) line(line string) {
 	}
 	words, err := split(line, env)
 	switch {
-	case err != nil && active == no, err == nil && (len(words) == 0 || words[0] == ""):
-		return
 	case err != nil:
 		r.problem("%v", err)
+		return
+	case len(words) == 0 || words[0] == "":
 		return
 	case words[0][0] == '.':
 		r.macro(words)

@@ -260,7 +260,7 @@ frontend b
   .if 1
   bind :3 ssl crt a
   .else
-  bind :4 "not closed
+  bind "$WHO:4"
   .endif
 .else
 frontend c

@@ -57,6 +57,8 @@ func (r *reader) keyword(words []string) {
 		r.global(words)
 	case r.section.Kind == "crt-store":
 		r.store(words)
+	case words[0] == "bind" && (r.section.Kind == "defaults" || r.section.Kind == "backend"):
+		r.problem("bind in a section %s, where HAProxy refuses it", r.section.Kind)
 	case words[0] == "bind":
 		r.bind(words)
 	case words[0] == "disabled" || words[0] == "enabled":
