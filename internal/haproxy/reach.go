@@ -167,29 +167,24 @@ func (r *reach) address(a haconf.Address, v4v6 bool) (e endpoint, why string, vi
 	return e, "", e.virtual
 }
 
+// loopback4 and loopback6 are the addresses that never leave the node.
+var loopback4, loopback6 = netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()
+
 // local is an address of this node at which a bind to all addresses answers: loopback, else one of the node's own. Where
 // another bind names the very address with the same port, that one would answer.
 func (r *reach) local(any netip.Addr, port int, v4v6 bool) (netip.Addr, bool) {
-	families := []netip.Addr{any}
-	if v4v6 && any.Is6() {
-		families = append(families, netip.IPv4Unspecified())
+	four, six := any.Is4() || v4v6, any.Is6()
+	candidates := []netip.Addr{loopback6, loopback4}
+	var own []netip.Addr
+	for ip := range r.own {
+		if !ip.IsLoopback() && !ip.IsLinkLocalUnicast() {
+			own = append(own, ip)
+		}
 	}
-	for _, family := range families {
-		candidates := []netip.Addr{netip.IPv6Loopback()}
-		if family.Is4() {
-			candidates = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-		}
-		var rest []netip.Addr
-		for ip := range r.own {
-			if ip.Is4() == family.Is4() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast() {
-				rest = append(rest, ip)
-			}
-		}
-		slices.SortFunc(rest, netip.Addr.Compare)
-		for _, ip := range append(candidates, rest...) {
-			if !r.p.virtual(ip) && !r.claimed(ip, port) {
-				return ip, true
-			}
+	slices.SortFunc(own, netip.Addr.Compare)
+	for _, ip := range append(candidates, own...) {
+		if (ip.Is4() && four || ip.Is6() && six) && !r.p.virtual(ip) && !r.claimed(ip, port) {
+			return ip, true
 		}
 	}
 	return netip.Addr{}, false
@@ -197,12 +192,11 @@ func (r *reach) local(any netip.Addr, port int, v4v6 bool) (netip.Addr, bool) {
 
 // mend is the bind line to add for b's certificates to be seen on every node.
 func (r *reach) mend(b *haconf.Bind) string {
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	port := 8443
-	for port < 65535 && (r.claimed(loopback, port) || r.claimed(netip.IPv4Unspecified(), port) || r.claimed(netip.IPv6Unspecified(), port)) {
+	for port < 65535 && (r.claimed(loopback4, port) || r.claimed(netip.IPv4Unspecified(), port) || r.claimed(netip.IPv6Unspecified(), port)) {
 		port++
 	}
-	return fmt.Sprintf("add `bind %s:%d %s` to %s, and reload HAProxy", loopback, port, strings.Join(b.Arguments, " "), b.Section)
+	return fmt.Sprintf("add `bind %s:%d %s` to %s, and reload HAProxy", loopback4, port, strings.Join(b.Arguments, " "), b.Section)
 }
 
 // spots are the handshakes that prove v's bundle, or why there are none, with the mend.
