@@ -1,6 +1,9 @@
 package haconf
 
-import "strings"
+import (
+	"path/filepath"
+	"strings"
+)
 
 // maxListLine is the longest line of a crt-list that HAProxy takes, in bytes (CRT_LINESIZE).
 const maxListLine = 65536
@@ -35,7 +38,7 @@ func (r *reader) list(name string) *List {
 	l := &List{Name: strings.TrimRight(name, "/"), Path: r.place(name)}
 	r.lists[name] = l
 	r.c.Lists = append(r.c.Lists, l)
-	if l.Path[0] != '/' {
+	if !filepath.IsAbs(l.Path) {
 		l.Unread = true
 		r.problem("crt-list %s: the folder that a relative path begins at is not known: write an absolute path", name)
 		return l

@@ -26,7 +26,7 @@ type Options struct {
 
 // Read reads the configuration of a HAProxy that is started with -f for each of files, which are files or folders.
 func Read(files []string, o Options) *Config {
-	r := &reader{c: &Config{}, options: o, lists: map[string]*List{}, set: map[string]variable{}, defaults: map[string]bool{}}
+	r := newReader(o)
 	for _, name := range files {
 		for _, file := range r.expandFolder(name) {
 			r.file(file)
@@ -34,6 +34,10 @@ func Read(files []string, o Options) *Config {
 	}
 	r.finish()
 	return r.c
+}
+
+func newReader(o Options) *reader {
+	return &reader{c: &Config{}, options: o, load: readFile, lists: map[string]*List{}, set: map[string]variable{}, defaults: map[string]bool{}}
 }
 
 type position struct {
@@ -50,6 +54,8 @@ type variable struct {
 type reader struct {
 	c       *Config
 	options Options
+	// load gives the content of a file.
+	load func(path string) ([]byte, error)
 	position
 	// section is the one at hand, nil before the first of a file.
 	section *Section
@@ -107,9 +113,14 @@ func (r *reader) expandFolder(name string) []string {
 	return files
 }
 
-// read gives the content of a file, which must be a regular one: the name may lead to anything.
+// read gives the content of a file, and keeps its path.
 func (r *reader) read(path string) ([]byte, error) {
 	r.c.Sources = append(r.c.Sources, path)
+	return r.load(path)
+}
+
+// readFile reads a regular file: a name in a configuration may lead to anything, a device that never ends included.
+func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:

@@ -116,8 +116,7 @@ func TestHAProxyJudgesConditionsTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := start(t, b, path, dir)("show env")
-		r := &reader{c: &Config{}, lists: map[string]*List{}, set: map[string]variable{}, defaults: map[string]bool{},
-			options: Options{Env: func(string) (string, bool) { return "", false }, Version: b.Version + ".11"}}
+		r := newReader(Options{Env: func(string) (string, bool) { return "", false }, Version: b.Version + ".11"})
 		r.file(path)
 		if len(r.c.Problems) > 0 {
 			t.Errorf("%v", r.c.Problems)
