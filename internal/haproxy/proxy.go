@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,7 +55,7 @@ type Config struct {
 	// Sample is how many of the targets that are known to be in service are looked at again in each call, in HAProxy's
 	// memory and in a handshake; 0 means a twentieth, and at least 50.
 	Sample int
-	// Files are the arguments of HAProxy's -f, in order: files or folders.
+	// Files are the arguments of HAProxy's -f, in order: files or folders; none means that nothing is discovered in them.
 	Files []string
 	// MasterSocket is the socket of `haproxy -W -S PATH`; "" means that there is none.
 	MasterSocket string
@@ -69,6 +70,12 @@ type Config struct {
 	// ReloadInterval is the shortest time between two reloads; 1 min by default, since each keeps a whole old worker for
 	// as long as its connections last.
 	ReloadInterval time.Duration
+	// For the discovery of what to handshake with, where Verify is empty.
+	// Virtual are the addresses of CARP: none is connected to unless Master says that this node is MASTER. nil means never.
+	Virtual []netip.Addr
+	Master  func() bool
+	// Addresses are those of this node's interfaces; nil means to ask the kernel.
+	Addresses func() ([]netip.Addr, error)
 }
 
 // Proxy is one HAProxy of this node: reconcile.Proxy. It is safe for concurrent use, also by several processes that
@@ -80,6 +87,8 @@ type Proxy struct {
 	verify  []endpoint
 	// master is nil where no master socket is configured.
 	master *master
+	// discovery is what was last read of HAProxy's configuration.
+	discovery discovery
 	// turn holds one token while an activation is under way.
 	turn chan struct{}
 	// memo is what was found in service.
@@ -87,7 +96,15 @@ type Proxy struct {
 }
 
 // endpoint is an address to handshake with.
-type endpoint struct{ network, address string }
+type endpoint struct {
+	network, address string
+	// proxy tells that a connection begins with a PROXY header.
+	proxy bool
+	// virtual tells that it answers for this node only while this node is MASTER.
+	virtual bool
+	// maybe tells that HAProxy may well not have it: it stands in a conditional block.
+	maybe bool
+}
 
 func (e endpoint) String() string {
 	if e.network == "unix" {

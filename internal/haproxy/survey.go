@@ -31,6 +31,9 @@ type survey struct {
 	// brief tells that an address whose handshake took too long is dead too: to inspect is not worth the wait for each
 	// target of a HAProxy that hangs.
 	brief bool
+	// layout and reach say where each file is served; nil until they are asked for.
+	layout *layout
+	reach  *reach
 }
 
 func (p *Proxy) survey(ctx context.Context) *survey {
