@@ -61,6 +61,9 @@ type Proxy struct {
 	verify  []endpoint
 	// turn holds one token while an activation is under way.
 	turn chan struct{}
+	// folder and list are what was seen last of the bundle folder and of the crt-list.
+	folder folder
+	list   crtList
 }
 
 // endpoint is an address to handshake with.

@@ -26,10 +26,12 @@ type survey struct {
 	// brief tells that an address whose handshake took too long is dead too: to inspect is not worth the wait for each
 	// target of a HAProxy that hangs.
 	brief bool
+	// who may read a bundle file.
+	who access
 }
 
 func (p *Proxy) survey(ctx context.Context) *survey {
-	s := &survey{p: p, dead: map[endpoint]error{}}
+	s := &survey{p: p, dead: map[endpoint]error{}, who: p.access()}
 	if s.process, s.err = p.runtime.showInfo(ctx); s.err != nil {
 		return s
 	}
@@ -50,7 +52,8 @@ type view struct {
 	disk *cert.Bundle
 	// diskErr is why disk is nil.
 	diskErr error
-	// exposed tells that everybody on the host can read the file, or write it.
+	// who may read the file; exposed tells that its mode or group says otherwise.
+	who     access
 	exposed bool
 	// previous is the bundle that the file held before certsync last wrote it.
 	previous *cert.Bundle
@@ -69,7 +72,7 @@ type entry struct {
 
 // look finds where t stands on disk and in memory.
 func (s *survey) look(ctx context.Context, t cluster.Target) view {
-	v := view{Target: t, path: s.p.file(t)}
+	v := view{Target: t, path: s.p.file(t), who: s.who}
 	v.placement = cluster.Placement{Slot: t.Slot, Proxy: s.p.config.Name, Running: !errors.Is(s.err, cluster.ErrNotRunning), Pid: s.process.Pid, File: v.path, Proof: cluster.NoProof}
 	v.lookOnDisk()
 	v.previous = s.p.journal.previous(v.real)
@@ -83,12 +86,12 @@ func (v *view) lookOnDisk() {
 		v.data, v.disk, v.diskErr = readBundle(v.real)
 	}
 	info, err := os.Stat(v.real)
-	v.exposed = err == nil && info.Mode().Perm()&0o007 != 0
+	v.exposed = err == nil && wrongMode(info, v.who) != ""
 	switch {
 	case v.disk != nil:
 		v.placement.Disk = sightingOf(v.disk)
 		if v.exposed {
-			v.placement.Disk.Note = fmt.Sprintf("mode %04o: others can read the private key", info.Mode().Perm())
+			v.placement.Disk.Note = wrongMode(info, v.who)
 		}
 	case errors.Is(v.diskErr, fs.ErrNotExist):
 		v.placement.Disk = cluster.Sighting{Note: "no file"}
