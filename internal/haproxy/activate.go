@@ -79,6 +79,7 @@ func (a *activation) abortOurs(ctx context.Context, name, sha1 string) error {
 func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Placement {
 	v := a.look(ctx, t)
 	v.placement.Error, v.placement.Hint = "", ""
+	a.disentangle(&v)
 	if err := a.check(ctx, &v); err != nil {
 		return failure(v, cluster.Failure, err)
 	}

@@ -369,3 +369,19 @@ func (a *activation) isAnothers(v *view) bool {
 	return v.disk != nil && a.p.journal.owns(v.real) &&
 		!slices.ContainsFunc(v.disk.Domains(), func(d string) bool { return slices.Contains(v.Bundle.Domains(), d) })
 }
+
+// disentangle leaves another target's certificate alone, whose path somebody made a link to v's file: HAProxy loaded it
+// when it was a file of its own.
+func (a *activation) disentangle(v *view) {
+	n := len(v.entries)
+	v.entries = slices.DeleteFunc(v.entries, func(e entry) bool {
+		name := filepath.Clean(e.name)
+		return name != v.path && name != v.real && a.files[name]
+	})
+	if len(v.entries) < n {
+		v.placement.Memory = cluster.Sighting{Note: "not in HAProxy's memory"}
+		if len(v.entries) > 0 {
+			v.placement.Memory = v.memorySighting()
+		}
+	}
+}

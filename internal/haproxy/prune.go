@@ -287,7 +287,7 @@ func (a *activation) letGo(ctx context.Context, l *leftover, e entry) error {
 	for list, numbers := range l.lists[e.name] {
 		lists = append(lists, list)
 		// HAProxy takes out one of several lines only by its number; the last goes by the name alone.
-		for _, number := range numbers[1:] {
+		for _, number := range slices.Backward(numbers[1:]) {
 			if err := a.p.runtime.delLine(ctx, list, e.name, number); err != nil && !errors.Is(err, cluster.ErrRejected) {
 				return err
 			}
