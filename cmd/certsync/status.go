@@ -121,7 +121,7 @@ func (a *app) printConfigurations(nodes []cluster.NodeStatus) {
 		}
 	}
 	for _, slot := range nodes[0].Unconfigured {
-		fmt.Fprintf(a.stderr, "certsync: warning: %s is held and not configured any more: it is not renewed\n", slot)
+		fmt.Fprintf(a.stderr, "certsync: warning: %s is held and not configured any more: it is not renewed; certsync prune removes it\n", slot)
 	}
 }
 

@@ -29,6 +29,7 @@ var (
 	_ reconcile.Store  = (*store.Store)(nil)
 	_ reconcile.Issuer = (*acme.Client)(nil)
 	_ reconcile.Proxy  = (*haproxy.Proxy)(nil)
+	_ reconcile.Pruner = (*haproxy.Proxy)(nil)
 	_ reconcile.Peer   = (*distribute.Peer)(nil)
 	_ roles            = (*carp.Static)(nil)
 	_ roles            = (*carp.Auto)(nil)

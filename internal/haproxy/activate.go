@@ -36,6 +36,10 @@ type activation struct {
 	files map[string]bool
 	// waiting are the targets that a reload may bring in service, once all others are done.
 	waiting []waiting
+	// running are HAProxy's names of what it has from the configuration's crt-list, nil until asked for.
+	running map[string]bool
+	// lists are the crt-lists and folders of HAProxy, each with the lines of its certificates; nil until asked for.
+	lists map[string]map[string][]int
 }
 
 // undo is what to do, in reverse order, where a step fails.
@@ -77,6 +81,7 @@ func (a *activation) abortOurs(ctx context.Context, name, sha1 string) error {
 func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Placement {
 	v := a.look(ctx, t)
 	v.placement.Error, v.placement.Hint = "", ""
+	a.disentangle(&v)
 	if err := a.check(ctx, &v); err != nil {
 		return failure(v, cluster.Failure, err)
 	}
@@ -116,7 +121,7 @@ func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Place
 // to say so, since the next bundle could not be loaded. An earlier file of the certificate that a killed certsync did not
 // get to is loaded at the next reload.
 func (a *activation) inService(ctx context.Context, v *view) bool {
-	if !v.diskRight() || v.exposed || v.memoryErr != nil || !v.memoryRight() {
+	if !v.diskRight() || v.exposed || v.memoryErr != nil || !v.memoryRight() || a.unlisted(ctx, v) {
 		return false
 	}
 	a.handshake(ctx, v)
@@ -226,8 +231,12 @@ func (a *activation) apply(ctx context.Context, v *view, u *undo) error {
 	if err != nil {
 		return err
 	}
+	right := v.diskRight() // then what HAProxy has of this leaf came with this chain
 	if err := a.write(v, u); err != nil {
 		return fmt.Errorf("activate %s: %w", v.Slot, err)
+	}
+	if where.file == "" && a.unlisted(ctx, v) {
+		where.file, where.name = a.p.config.CrtList, v.path
 	}
 	if where.file != "" {
 		if err := a.addLine(where, u); err != nil {
@@ -249,6 +258,9 @@ func (a *activation) apply(ctx context.Context, v *view, u *undo) error {
 		}
 	}
 	for i := range v.entries {
+		if right && v.entries[i].serves(v.Bundle) {
+			continue
+		}
 		if err := a.serve(ctx, v, &v.entries[i], where, canAdd, u); err != nil {
 			return fmt.Errorf("activate %s: %w", v.Slot, err)
 		}
@@ -400,6 +412,10 @@ func folderHint(err error, path string) error {
 		return cluster.WithHint(err, "let certsync's user write in %s", dir)
 	case errors.Is(err, syscall.ENOSPC):
 		return cluster.WithHint(err, "make room on the file system of %s", dir)
+	case errors.Is(err, syscall.EROFS):
+		return cluster.WithHint(err, "mount the file system of %s writable", dir)
+	case errors.Is(err, fs.ErrExist), errors.Is(err, syscall.EISDIR):
+		return cluster.WithHint(err, "move the folder %s away", path)
 	}
 	return err
 }
@@ -407,12 +423,15 @@ func folderHint(err error, path string) error {
 // mayWrite tells whether the file is ours, and refuses where it is neither ours nor given to us: what certsync did not
 // write is replaced only where the certificate names it under `bundle`, or where it holds a bundle of this very slot.
 func (a *activation) mayWrite(v *view) (ours bool, err error) {
+	if a.isAnothers(v) {
+		return false, cluster.WithHint(fmt.Errorf("replace %s: it is a link to %s, the bundle of another certificate", v.path, v.real), "remove the link %s", v.path)
+	}
 	if _, err := os.Lstat(v.real); isMissing(err) || a.p.journal.owns(v.real) {
 		return true, nil
 	}
 	if v.data == nil {
 		// Something is there that cannot be read: a folder, a device, or another user's file.
-		return false, fmt.Errorf("replace %s: %w", v.real, v.diskErr)
+		return false, cluster.WithHint(fmt.Errorf("replace %s: %w", v.real, v.diskErr), "move %s away: certsync did not write it, and cannot keep a copy of it", v.real)
 	}
 	if v.disk != nil && (v.disk.Fingerprint() == v.Bundle.Fingerprint() || slices.ContainsFunc(v.Known, func(b *cert.Bundle) bool {
 		return b != nil && b.Fingerprint() == v.disk.Fingerprint()

@@ -103,6 +103,39 @@ func (r *runtime) showLists(ctx context.Context) ([]string, error) {
 	return lists, err
 }
 
+// showList gives the certificates of a crt-list, each with the numbers of its lines (0 in a folder's list).
+func (r *runtime) showList(ctx context.Context, list string) (map[string][]int, error) {
+	word, err := escape(list)
+	if err != nil {
+		return nil, err
+	}
+	var lines map[string][]int
+	answered := false
+	err = r.list(ctx, "show ssl crt-list -n "+word+"\n", func(line string) {
+		if line == "# "+list {
+			answered = true
+		} else if name, number, ok := numbered(line); ok && answered {
+			lines[name] = append(lines[name], number)
+		}
+	}, func() { lines, answered = map[string][]int{}, false })
+	if err == nil && !answered {
+		err = fmt.Errorf("HAProxy: show ssl crt-list %s: %w: it answered of another one", list, errUnclear)
+	}
+	return lines, err
+}
+
+var numberedLine = regexp.MustCompile(`^(.+?):(\d+)(?: .*)?$`)
+
+// numbered takes a line of `show ssl crt-list -n` apart: NAME:NUMBER, then options and filters.
+func numbered(line string) (name string, number int, ok bool) {
+	m := numberedLine.FindStringSubmatch(line)
+	if m == nil {
+		return "", 0, false
+	}
+	number, err := strconv.Atoi(m[2])
+	return m[1], number, err == nil
+}
+
 // list reads a reply that may be long, line by line; reset is called before each try.
 func (r *runtime) list(ctx context.Context, command string, each func(string), reset func()) error {
 	var err error
@@ -348,6 +381,19 @@ func (r *runtime) delCert(ctx context.Context, name string) error {
 // delFromList takes name out of a crt-list.
 func (r *runtime) delFromList(ctx context.Context, list, name string) error {
 	return r.simple(ctx, "del ssl crt-list", []string{list, name}, "Entry '"+name+"' deleted in crtlist '"+list+"'!")
+}
+
+// delLine takes one of several lines of a name out of a crt-list.
+func (r *runtime) delLine(ctx context.Context, list, name string, line int) error {
+	words := []string{list, fmt.Sprintf("%s:%d", name, line)}
+	reply, err := r.write(ctx, "del ssl crt-list", words)
+	if err != nil {
+		return err
+	}
+	if has(reply, "Entry '"+name+"' deleted in crtlist '"+list+"'!") {
+		return nil
+	}
+	return failed("del ssl crt-list", words, reply)
 }
 
 func (r *runtime) simple(ctx context.Context, command string, words []string, success string) error {

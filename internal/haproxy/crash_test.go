@@ -48,6 +48,9 @@ func crash(dir string) error {
 	if err != nil {
 		return err
 	}
+	if os.Getenv("CERTSYNC_TEST_PRUNE") != "" {
+		return crashPrune(p, b)
+	}
 	t := target(b, "example")
 	t.Path = filepath.Join(dir, "bundles", "example.pem")
 	t.Both = os.Getenv("CERTSYNC_TEST_BOTH") != ""

@@ -2,10 +2,15 @@ package haproxy
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
 	"certsync/internal/cluster"
@@ -45,7 +50,7 @@ func addLine(path, name string) (undo func() error, err error) {
 	}
 	before, err := os.ReadFile(real)
 	if err != nil {
-		return nil, fmt.Errorf("crt_list: %w", err)
+		return nil, listHint(fmt.Errorf("crt_list: %w", err), path)
 	}
 	if listed(before, name) {
 		return nil, nil
@@ -55,7 +60,7 @@ func addLine(path, name string) (undo func() error, err error) {
 		after = append(after, '\n')
 	}
 	if err := replaceFile(real, append(after, name+"\n"...), "haproxy.crtlist"); err != nil {
-		return nil, fmt.Errorf("crt_list: %w", err)
+		return nil, listHint(fmt.Errorf("crt_list: %w", err), path)
 	}
 	failpoint.Hit("haproxy.listed_on_disk")
 	return func() error { return removeLine(real, name) }, nil
@@ -102,4 +107,120 @@ func keepOwner(path string, before os.FileInfo) {
 	if owner, ok := before.Sys().(*syscall.Stat_t); ok {
 		_ = os.Lchown(path, int(owner.Uid), int(owner.Gid))
 	}
+}
+
+// listHint says what to do about a crt-list that is gone or cannot be written.
+func listHint(err error, path string) error {
+	switch {
+	case isMissing(err):
+		return cluster.WithHint(err, "write it again: `show ssl crt-list %s` on HAProxy's runtime socket prints its lines", path)
+	case errors.Is(err, fs.ErrPermission):
+		return cluster.WithHint(err, "let certsync's user write %s and its folder", path)
+	}
+	return folderHint(err, path)
+}
+
+// listLines are the first words of a crt-list's lines, comments left out: files.
+type listLines struct {
+	// absolute are paths, relative ones begin at HAProxy's crt-base or its working folder.
+	absolute, relative []string
+	has                map[string]bool
+}
+
+func linesOf(content []byte) listLines {
+	l := listLines{has: map[string]bool{}}
+	for line := range bytes.Lines(content) {
+		words := strings.Fields(string(line))
+		switch {
+		case len(words) == 0 || strings.HasPrefix(words[0], "#") || strings.HasPrefix(words[0], "@") || l.has[words[0]]:
+			continue
+		case filepath.IsAbs(words[0]):
+			l.absolute = append(l.absolute, words[0])
+		default:
+			l.relative = append(l.relative, words[0])
+		}
+		l.has[words[0]] = true
+	}
+	return l
+}
+
+// name tells whether a line may stand for what HAProxy calls name: the same, or an end of it after a crt-base.
+func (l listLines) name(name string) bool {
+	return l.has[name] || slices.ContainsFunc(l.relative, func(word string) bool { return endsIn(name, word) })
+}
+
+// crtList remembers the lines of a crt-list for as long as the file is as it was. The zero value is ready.
+type crtList struct {
+	mu    sync.Mutex
+	path  string
+	info  os.FileInfo
+	lines listLines
+}
+
+func (c *crtList) read(path string) (listLines, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	info, err := os.Stat(path)
+	if err != nil {
+		return listLines{}, err
+	}
+	if c.path == path && unchanged(c.info, info) {
+		return c.lines, nil
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return listLines{}, err
+	}
+	c.path, c.info, c.lines = path, info, linesOf(content)
+	return c.lines, nil
+}
+
+// unlisted tells that HAProxy has v's certificate from the crt-list of the configuration, and that the file does not
+// name it any more: the next start would lose it. HAProxy is asked only where no line names it.
+func (a *activation) unlisted(ctx context.Context, v *view) bool {
+	file := a.p.config.CrtList
+	if file == "" || v.memoryErr != nil || len(v.entries) == 0 {
+		return false
+	}
+	lines, _ := a.p.list.read(file) // one that cannot be read names nothing
+	if lines.name(v.path) || lines.name(v.real) || slices.ContainsFunc(v.entries, func(e entry) bool { return lines.name(e.name) }) {
+		return false
+	}
+	if a.running == nil {
+		a.running = a.runningList(ctx, file)
+	}
+	return slices.ContainsFunc(v.entries, func(e entry) bool { return a.running[e.name] })
+}
+
+// runningList are the names that HAProxy has from a crt-list file; none where it does not use the file, or cannot be
+// asked.
+func (a *activation) runningList(ctx context.Context, file string) map[string]bool {
+	names := map[string]bool{}
+	lists, err := a.p.runtime.showLists(ctx)
+	if err != nil {
+		return names
+	}
+	for _, list := range lists {
+		if !a.meansFile(list, file) {
+			continue
+		}
+		lines, err := a.p.runtime.showList(ctx, list)
+		if err != nil {
+			continue
+		}
+		for name := range lines {
+			names[name] = true
+		}
+	}
+	return names
+}
+
+// meansFile tells whether HAProxy's name of a list is that of a crt-list file.
+func (a *activation) meansFile(list, file string) bool {
+	want, ok := a.names.real(file)
+	if !filepath.IsAbs(list) {
+		return endsIn(file, list) || ok && endsIn(want, list)
+	}
+	path, named := a.names.real(list)
+	return ok && named && path == want
 }

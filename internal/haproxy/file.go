@@ -103,6 +103,15 @@ type access struct {
 
 var private = access{mode: 0o600, gid: -1}
 
+// access is that of the bundle files. Where there is no such group, which a write tells, a group's own may stay.
+func (p *Proxy) access() access {
+	who, err := groupAccess(p.config.BundleGroup)
+	if err != nil {
+		return access{mode: 0o640, gid: -1}
+	}
+	return who
+}
+
 func groupAccess(group string) (access, error) {
 	if group == "" {
 		return private, nil

@@ -93,6 +93,9 @@ type Proxy struct {
 	turn chan struct{}
 	// memo is what was found in service.
 	memo memo
+	// folder and list are what was seen last of the bundle folder and of the crt-list.
+	folder folder
+	list   crtList
 }
 
 // endpoint is an address to handshake with.

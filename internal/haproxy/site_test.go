@@ -267,7 +267,7 @@ func target(b *cert.Bundle, name string, known ...*cert.Bundle) cluster.Target {
 }
 
 // want fails where the placement is not a bundle in service.
-func want(t *testing.T, p cluster.Placement, o cluster.Outcome, proof cluster.Proof) {
+func want(t testing.TB, p cluster.Placement, o cluster.Outcome, proof cluster.Proof) {
 	t.Helper()
 	if p.Outcome != o || p.Proof != proof {
 		t.Fatalf("outcome %q, %s; want %q, %s\n%s", p.Outcome, p.Proof, o, proof, describe(p))

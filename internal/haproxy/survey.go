@@ -34,10 +34,12 @@ type survey struct {
 	// layout and reach say where each file is served; nil until they are asked for.
 	layout *layout
 	reach  *reach
+	// who may read a bundle file.
+	who access
 }
 
 func (p *Proxy) survey(ctx context.Context) *survey {
-	s := &survey{p: p}
+	s := &survey{p: p, who: p.access()}
 	if s.process, s.err = p.runtime.showInfo(ctx); s.err != nil {
 		return s
 	}
@@ -85,7 +87,8 @@ type view struct {
 	disk *cert.Bundle
 	// diskErr is why disk is nil.
 	diskErr error
-	// exposed tells that everybody on the host can read the file, or write it.
+	// who may read the file; exposed tells that its mode or group says otherwise.
+	who     access
 	exposed bool
 	// previous is the bundle that the file held before certsync last wrote it.
 	previous *cert.Bundle
@@ -106,7 +109,7 @@ type entry struct {
 func (s *survey) look(ctx context.Context, t cluster.Target) view {
 	before := s.p.glimpse(t)
 	t, err := t.Loaded(ctx)
-	v := view{Target: t, before: before, loadErr: err, path: s.p.file(t)}
+	v := view{Target: t, before: before, loadErr: err, path: s.p.file(t), who: s.who}
 	v.placement = cluster.Placement{Slot: t.Slot, Proxy: s.p.config.Name, Running: !errors.Is(s.err, cluster.ErrNotRunning), Pid: s.process.Pid, File: v.path, Proof: cluster.NoProof}
 	v.lookOnDisk()
 	v.previous = s.p.journal.previous(v.real)
@@ -120,12 +123,12 @@ func (v *view) lookOnDisk() {
 		v.data, v.disk, v.diskErr = readBundle(v.real)
 	}
 	info, err := os.Stat(v.real)
-	v.exposed = err == nil && info.Mode().Perm()&0o007 != 0
+	v.exposed = err == nil && wrongMode(info, v.who) != ""
 	switch {
 	case v.disk != nil:
 		v.placement.Disk = sightingOf(v.disk)
 		if v.exposed {
-			v.placement.Disk.Note = fmt.Sprintf("mode %04o: others can read the private key", info.Mode().Perm())
+			v.placement.Disk.Note = wrongMode(info, v.who)
 		} else if v.Bundle != nil && v.disk.Fingerprint() == v.Bundle.Fingerprint() && !v.diskRight() {
 			v.placement.Disk.Note = "its chain or its form is not as issued"
 		}

@@ -433,6 +433,7 @@ func (n *Node) identity(ctx context.Context) cluster.NodeStatus {
 		status.Problems = append(status.Problems, "role: "+seen.Error)
 	}
 	status.Role = seen.Role
+	status.Problems = append(status.Problems, n.hazards(ctx)...)
 	return status
 }
 

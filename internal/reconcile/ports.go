@@ -31,6 +31,8 @@ type Store interface {
 	Records(ctx context.Context) (cluster.Records, error)
 	// Merge joins records into those held, by the rules of package cluster.
 	Merge(ctx context.Context, records cluster.Records) error
+	// Forget drops all generations of a slot, with their releases; that there are none is no error.
+	Forget(ctx context.Context, slot cert.Slot) error
 	// Problems lists what was set aside and not trusted, in words for a person.
 	Problems(ctx context.Context) []string
 }

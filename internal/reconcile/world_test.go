@@ -441,6 +441,14 @@ func (m *memory) Merge(_ context.Context, r cluster.Records) error {
 	return nil
 }
 
+func (m *memory) Forget(_ context.Context, slot cert.Slot) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.held = slices.DeleteFunc(m.held, func(k cluster.Kept) bool { return k.Generation.Slot == slot })
+	m.records.Releases = slices.DeleteFunc(m.records.Releases, func(r cluster.Release) bool { return r.Generation.Slot == slot })
+	return nil
+}
+
 func (m *memory) Problems(context.Context) []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -324,6 +324,12 @@ func (f *Fake) loadDir(b *bind, name, dir string) error {
 		if strings.HasPrefix(e.Name(), ".") || slices.Contains([]string{".key", ".issuer", ".ocsp", ".sctl"}, filepath.Ext(file)) {
 			continue
 		}
+		// Links are followed; folders, pipes and sockets are passed over.
+		if info, err := os.Stat(absolute(file, dir)); err != nil {
+			return fmt.Errorf("unable to stat SSL certificate from file '%s': %w", file, err)
+		} else if !info.Mode().IsRegular() {
+			continue
+		}
 		if err := f.loadFile(file, dir); err != nil {
 			return err
 		}
@@ -370,6 +376,13 @@ func (f *Fake) loadFile(name, dir string) error {
 		return err
 	}
 	s, err := parse(data)
+	if err == nil && s.key == nil {
+		if data, keyErr := os.ReadFile(absolute(name+".key", dir)); keyErr == nil {
+			var beside store
+			beside, err = parse(data)
+			s.key = beside.key
+		}
+	}
 	if err == nil && (len(s.chain) == 0 || s.key == nil || !matches(s)) {
 		err = errors.New("no certificate, no key, or another's key")
 	}

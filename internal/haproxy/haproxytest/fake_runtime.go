@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -77,6 +78,8 @@ func (f *Fake) do(command, payload, level string) (reply string, hangUp bool) {
 		return f.change(words, payload) + "\n\n", false
 	case level == "admin" && command == "show ssl crt-list":
 		return f.showLists(), false
+	case level == "admin" && strings.HasPrefix(command, "show ssl crt-list -n "):
+		return f.showList(words[4]), false
 	case strings.HasPrefix(command, "show ssl cert"):
 		return f.showCert(words[3:]), false
 	case words[0] == "acme":
@@ -192,7 +195,16 @@ func (f *Fake) add(listName, name string) string {
 }
 
 func (f *Fake) remove(listName, name string) string {
+	line := 0
+	if i := strings.LastIndexByte(name, ':'); i > 0 {
+		if n, err := strconv.Atoi(name[i+1:]); err == nil {
+			name, line = name[:i], n
+		}
+	}
 	for _, l := range f.lists {
+		if several := f.linesOf(l, name); l.name == listName && len(several) > 1 && !slices.Contains(several, line) {
+			return "Can't delete the entry: found the certificate '" + name + "' in several entries, please specify a line number preceded by colons (2, 3)!\n"
+		}
 		if i := slices.Index(l.entries, name); l.name == listName && i >= 0 {
 			if f.defaults[name] {
 				return "Can't delete the entry: certificate '" + name + "' cannot be deleted, it is used as default certificate by the following frontends:\n\t- fake:1\n"
@@ -203,6 +215,33 @@ func (f *Fake) remove(listName, name string) string {
 		}
 	}
 	return "Can't delete the entry: certificate '" + name + "' can't be found in crt-list '" + listName + "'!"
+}
+
+// linesOf are the numbers of a name's lines: the fake does not count those that stay empty, or were deleted.
+func (f *Fake) linesOf(l *list, name string) (numbers []int) {
+	for i, entry := range l.entries {
+		if entry == name && !l.dir {
+			numbers = append(numbers, i+1)
+		}
+	}
+	return numbers
+}
+
+func (f *Fake) showList(name string) string {
+	i := slices.IndexFunc(f.lists, func(l *list) bool { return l.name == name })
+	if i < 0 {
+		return "didn't find the specified filename\n\n"
+	}
+	l := f.lists[i]
+	var b strings.Builder
+	b.WriteString("# " + name + "\n")
+	for i, entry := range l.entries {
+		if l.dir {
+			i = -1
+		}
+		fmt.Fprintf(&b, "%s:%d\n", entry, i+1)
+	}
+	return b.String() + "\n"
 }
 
 func (f *Fake) showLists() string {

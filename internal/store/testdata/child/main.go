@@ -3,6 +3,7 @@
 //
 //	child DIR keep NAME SEQUENCE BUNDLE.pem     keeps one generation
 //	child DIR merge RECORDS.json                merges records
+//	child DIR forget NAME                       forgets the ECDSA slot of a name
 //	child DIR read                              reads the records, which sets bad files aside
 //	child DIR actor                             takes the actor lock, says "locked", starts a `sleep`, says its pid, waits
 //	child DIR storm NAME N BUNDLE.pem...        N merges of one attempt each, named NAME-i, and keeps of the bundles,
@@ -45,6 +46,8 @@ func run(dir, action string, args []string) error {
 	case "read":
 		_, err := s.Records(ctx)
 		return err
+	case "forget":
+		return s.Forget(ctx, cert.Slot{Name: args[0], Algorithm: cert.ECDSA})
 	case "actor":
 		return actor(ctx, s)
 	case "storm":
