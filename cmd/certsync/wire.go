@@ -185,10 +185,21 @@ func specsOf(cfg *config.Config, self config.Node) []carp.Spec {
 	return specs
 }
 
+// viewTimeout bounds a look at the role before a virtual address is connected to.
+const viewTimeout = time.Second
+
+// isMaster tells whether a virtual address answers for this node at this moment.
+func (w *wiring) isMaster() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), viewTimeout)
+	defer cancel()
+	return w.roles.View(ctx).Role == cluster.Master
+}
+
 func (w *wiring) wireProxies() error {
 	for _, h := range w.config.HAProxy {
 		p, err := haproxy.New(haproxy.Config{Name: h.Config, BundleDir: h.BundleDir, BundleGroup: h.BundleGroup, CrtList: h.CrtList,
-			RuntimeSocket: h.RuntimeSocket, Verify: h.Verify, JournalDir: filepath.Join(w.config.StateDir, "haproxy", journalName(h.Config))})
+			RuntimeSocket: h.RuntimeSocket, Verify: h.Verify, JournalDir: filepath.Join(w.config.StateDir, "haproxy", journalName(h.Config)),
+			Files: h.Files(), MasterSocket: h.MasterSocket, Reload: h.Reload, Check: h.Check, Virtual: w.config.Virtual(), Master: w.isMaster})
 		if err != nil {
 			return fmt.Errorf("haproxy %s: %w", h.Config, err)
 		}

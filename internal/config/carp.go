@@ -183,3 +183,14 @@ func (d *decoder) interfaces(c *Config) {
 		}
 	}
 }
+
+// Virtual are the addresses of all vhids.
+func (c *Config) Virtual() []netip.Addr {
+	var out []netip.Addr
+	for _, v := range c.CARP.VHIDs {
+		for _, p := range v.Addresses {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}

@@ -134,9 +134,22 @@ type HAProxy struct {
 	// CrtList is a crt-list file that new bundles may be added to, or "".
 	CrtList       string `yaml:"crt_list"`
 	RuntimeSocket string `yaml:"runtime_socket"`
-	// Verify are the addresses to handshake with: host:port, [v6]:port, unix@/path or /path.
+	// Verify are the addresses to handshake with: host:port, [v6]:port, unix@/path or /path. None means that they are
+	// found in HAProxy's configuration.
 	Verify []string `yaml:"verify"`
+	// ConfigMore are the files and folders that HAProxy is given with further -f, in their order.
+	ConfigMore []string `yaml:"config_more"`
+	// MasterSocket is the path of `haproxy -W -S PATH`, or "". A reload goes through it where it is set.
+	MasterSocket string `yaml:"master_socket"`
+	// Reload is a command and its arguments that reload HAProxy; none means that certsync has no such command.
+	Reload []string `yaml:"reload"`
+	// Check is a command and its arguments that judge the configuration, as `haproxy -c -f FILE` does, which is run where
+	// there is none.
+	Check []string `yaml:"check"`
 }
+
+// Files are all that HAProxy is given with -f.
+func (h HAProxy) Files() []string { return append([]string{h.Config}, h.ConfigMore...) }
 
 // SSH is how a node reaches its peers.
 type SSH struct {

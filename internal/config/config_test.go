@@ -98,7 +98,7 @@ certificates:
   - {name: two, domains: ["*.example.net"], dns: {provider: exec, propagation: {timeout: 3s}}}
 haproxy:
   - {config: /a.cfg, bundle_dir: /certs/, bundle_group: ssl, crt_list: /list, runtime_socket: /a.sock, verify: ["127.0.0.1:8443", "[::1]:8443", unix@/v.sock, /w.sock, "localhost:1"]}
-  - {config: /b.cfg, runtime_socket: /b.sock}
+  - {config: /b.cfg, runtime_socket: /b.sock, config_more: [/conf.d/, /c.cfg], master_socket: /m//b.sock, reload: [/sbin/r, -a b], check: [/sbin/c]}
 carp:
   role: static:c
   settle: 500ms
@@ -126,8 +126,12 @@ run_dir: /r
 		{c.Certificates[0].Slots(), []cert.Slot{{Name: "One", Algorithm: cert.RSA}, {Name: "One", Algorithm: cert.ECDSA}}},
 		{c.Certificates[1].KeyTypes, c.ACME.KeyTypes},
 		{c.Certificates[1].DNS, DNS{"exec", "/etc/dns.env", c.DNS.Resolvers, Propagation{false, 3 * time.Second, 250 * time.Millisecond, time.Minute}}},
-		{c.HAProxy[0], HAProxy{"/a.cfg", "/certs", "ssl", "/list", "/a.sock", []string{"127.0.0.1:8443", "[::1]:8443", "unix@/v.sock", "/w.sock", "localhost:1"}}},
-		{c.HAProxy[1], HAProxy{"/b.cfg", "/usr/local/etc/haproxy/certs", "", "", "/b.sock", nil}},
+		{c.HAProxy[0], HAProxy{Config: "/a.cfg", BundleDir: "/certs", BundleGroup: "ssl", CrtList: "/list", RuntimeSocket: "/a.sock",
+			Verify: []string{"127.0.0.1:8443", "[::1]:8443", "unix@/v.sock", "/w.sock", "localhost:1"}}},
+		{c.HAProxy[1], HAProxy{Config: "/b.cfg", BundleDir: "/usr/local/etc/haproxy/certs", RuntimeSocket: "/b.sock",
+			ConfigMore: []string{"/conf.d", "/c.cfg"}, MasterSocket: "/m/b.sock", Reload: []string{"/sbin/r", "-a b"}, Check: []string{"/sbin/c"}}},
+		{c.Virtual(), []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::10")}},
+		{c.HAProxy[1].Files(), []string{"/b.cfg", "/conf.d", "/c.cfg"}},
 		{c.SSH, SSH{"cs", "/k", "/h"}},
 		{c.Renew.Concurrency, 7},
 		{c.StateDir, "/s"}, {c.RunDir, "/r"},
@@ -262,6 +266,13 @@ var mistakes = []struct {
 	{"one socket twice", "carp: {", "haproxy: [{}, {config: /b}]\ncarp: {", `7: haproxy[1].runtime_socket: "/var/run/haproxy.sock": haproxy[0] (line 7) has it too`},
 	{"one folder, two groups", "carp: {", "haproxy: [{}, {config: /b, runtime_socket: /b, bundle_group: www}]\ncarp: {", `7: haproxy[1].bundle_group: "www": another entry gives the same bundle_dir to ""`},
 	{"group", "carp: {", "haproxy: [{bundle_group: \"a b\"}]\ncarp: {", `7: haproxy[0].bundle_group: "a b": not the name of an account`},
+	{"long master socket", "carp: {", "haproxy: [{master_socket: /" + strings.Repeat("x", 103) + "}]\ncarp: {", "7: haproxy[0].master_socket: a unix socket's path has at most 103 bytes on FreeBSD, and this one 104"},
+	{"master socket that is the other one", "carp: {", "haproxy: [{master_socket: /var/run/haproxy.sock}]\ncarp: {", `7: haproxy[0].master_socket: "/var/run/haproxy.sock": haproxy[0] (line 7) has it too`},
+	{"relative further file", "carp: {", "haproxy: [{config_more: [conf.d]}]\ncarp: {", "7: haproxy[0].config_more[0]: not an absolute path"},
+	{"reload in words for a shell", "carp: {", "haproxy: [{reload: [service haproxy reload]}]\ncarp: {", `7: haproxy[0].reload: "service haproxy reload": the first is the absolute path of a program, which is run without a shell: [/usr/sbin/service, haproxy, reload]`},
+	{"check with a line break", "carp: {", "haproxy: [{check: [/bin/x, \"a\\nb\"]}]\ncarp: {", "7: haproxy[0].check: an argument that is no text, or longer than 1 KiB"},
+	{"bundle over the master socket", "carp: {", "  - {name: b, domains: [b.org], bundle: /m.sock}\nhaproxy: [{master_socket: /m.sock}]\ncarp: {", "7: certificates[1].bundle: writes the file of haproxy[0].master_socket, /m.sock"},
+	{"bundle over a further file", "carp: {", "  - {name: b, domains: [b.org], bundle: /etc/more.cfg}\nhaproxy: [{config_more: [/etc/more.cfg]}]\ncarp: {", "7: certificates[1].bundle: writes the file of haproxy[0].config_more[0], /etc/more.cfg"},
 	{"verify without port", "carp: {", "haproxy: [{verify: [127.0.0.1]}]\ncarp: {", `7: haproxy[0].verify[0]: "127.0.0.1": not host:port, [v6]:port, unix@/path or /path`},
 	{"verify without address", "carp: {", "haproxy: [{verify: [\":443\"]}]\ncarp: {", `7: haproxy[0].verify[0]: ":443": name an address to connect to, such as 127.0.0.1:8443: missing: an IP address or a host name`},
 	{"verify a wildcard", "carp: {", "haproxy: [{verify: [\"0.0.0.0:443\"]}]\ncarp: {", `7: haproxy[0].verify[0]: "0.0.0.0:443": name an address to connect to, such as 127.0.0.1:8443: 0.0.0.0: not the address of a host`},

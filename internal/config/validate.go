@@ -287,6 +287,16 @@ func (d *decoder) proxies(c *Config) {
 		d.socketPath(at+".runtime_socket", h.RuntimeSocket)
 		d.unique(at+".config", configs, h.Config, i, "haproxy")
 		d.unique(at+".runtime_socket", sockets, h.RuntimeSocket, i, "haproxy")
+		d.path(at+".master_socket", &h.MasterSocket)
+		if h.MasterSocket != "" {
+			d.socketPath(at+".master_socket", h.MasterSocket)
+			d.unique(at+".master_socket", sockets, h.MasterSocket, i, "haproxy")
+		}
+		for k := range h.ConfigMore {
+			d.required(fmt.Sprintf("%s.config_more[%d]", at, k), &h.ConfigMore[k])
+		}
+		d.check(at+".reload", checkCommand(h.Reload))
+		d.check(at+".check", checkCommand(h.Check))
 		if h.BundleGroup != "" {
 			d.check(at+".bundle_group", checkAccount(h.BundleGroup))
 		}
@@ -298,6 +308,25 @@ func (d *decoder) proxies(c *Config) {
 			d.check(fmt.Sprintf("%s.verify[%d]", at, k), checkVerify(address))
 		}
 	}
+}
+
+// maxArgument bounds an argument of a command, in bytes.
+const maxArgument = 1024
+
+// checkCommand wants a command that needs no shell and no PATH: the program's path, then its arguments as they are.
+func checkCommand(argv []string) error {
+	if len(argv) == 0 {
+		return nil
+	}
+	if !filepath.IsAbs(argv[0]) {
+		return fmt.Errorf("%.80q: the first is the absolute path of a program, which is run without a shell: [/usr/sbin/service, haproxy, reload]", argv[0])
+	}
+	for _, a := range argv {
+		if len(a) > maxArgument || !printable(a) {
+			return errors.New("an argument that is no text, or longer than 1 KiB")
+		}
+	}
+	return nil
 }
 
 func (d *decoder) ssh(s *SSH) {
@@ -329,6 +358,10 @@ func (d *decoder) files(c *Config) {
 	for i, h := range c.HAProxy {
 		at := fmt.Sprintf("haproxy[%d]", i)
 		owner[fold(h.Config)], owner[fold(h.CrtList)], owner[fold(h.RuntimeSocket)] = at+".config", at+".crt_list", at+".runtime_socket"
+		owner[fold(h.MasterSocket)] = at + ".master_socket"
+		for k, more := range h.ConfigMore {
+			owner[fold(more)] = fmt.Sprintf("%s.config_more[%d]", at, k)
+		}
 	}
 	for _, s := range c.secrets() {
 		owner[fold(s.file)] = s.path
