@@ -233,12 +233,13 @@ func change(ctx context.Context, o options, w way, changed int) (out wayFigures,
 		return out, err
 	}
 	out.grown = float64(after - before)
+	want := f.Newest[names[0]].Fingerprint
+	err = await(ctx, func() bool { return shows(load.Stats().Seen[f.Address], want) })
+	if err != nil {
+		return out, fmt.Errorf("no client was shown the new certificate of %s: %w", names[0], err)
+	}
 	stats := load.Stop()
 	out.lost, out.broken = stats.Failed, stats.Broken
-	want := f.Newest[names[0]].Fingerprint
-	if seen := stats.Seen[f.Address]; len(seen) == 0 || !shows(seen, want) {
-		return out, fmt.Errorf("no client was shown the new certificate of %s", names[0])
-	}
 	return out, nil
 }
 
@@ -253,12 +254,20 @@ func shows(seen []lab.Leaf, want cert.Fingerprint) bool {
 
 // settled waits until the kept connections are open and have been used.
 func settled(ctx context.Context, load *lab.Load) error {
+	if err := await(ctx, func() bool { return load.Stats().Requests >= fleetKept }); err != nil {
+		return fmt.Errorf("the load did not begin: %w", err)
+	}
+	return nil
+}
+
+// await waits for a condition, for a minute at most.
+func await(ctx context.Context, met func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	for load.Stats().Requests < fleetKept {
+	for !met() {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the load did not begin: %w", context.Cause(ctx))
+			return context.Cause(ctx)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
