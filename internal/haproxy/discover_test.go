@@ -401,6 +401,22 @@ func TestAcceptProxyIsGreetedWithAHeader(t *testing.T) {
 	wantProof(t, "without", got, cluster.Disproven, at)
 }
 
+func TestARuleThatRefusesThisNodeDisprovesNothing(t *testing.T) {
+	n := newNode(t)
+	refused, _ := n.tlsOn("tcp", "127.0.0.1:0", func(net.Conn) error { return errors.New("refused") })
+	at, _ := n.tlsOn("tcp", "127.0.0.1:0", nil)
+	stranger := serve(t, func(*tls.Config) {}, generation(t))
+	const rule, crt = "  tcp-request connection reject if { src_conn_rate gt 20 }\n", " ssl crt DIR/bundles/\n"
+	got, _ := n.configure("frontend f\n" + rule + "  bind " + refused + crt)
+	wantProof(t, "refused by a rule", got, cluster.NoProof, "rules")
+	got, _ = n.configure("frontend f\n  bind " + refused + crt)
+	wantProof(t, "refused without a rule", got, cluster.Disproven, refused)
+	got, _ = n.configure("frontend f\n" + rule + "  bind " + at + crt)
+	wantProof(t, "not refused", got, cluster.Proven, "")
+	got, _ = n.configure("frontend f\n" + rule + "  bind " + stranger + crt)
+	wantProof(t, "not refused, another certificate", got, cluster.Disproven, stranger)
+}
+
 func TestABindThatWantsAClientCertificateShowsItsOwn(t *testing.T) {
 	n := newNode(t)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -618,15 +634,21 @@ func TestBothFamiliesAreFoundBehindOneName(t *testing.T) {
 	})
 }
 
-// real runs a test on each HAProxy that is not the fake.
+// real runs a test on each HAProxy, for what the fake does not know.
 func real(t *testing.T, test func(t *testing.T, b backend, binary haproxytest.Binary)) {
-	each(t, func(t *testing.T, b backend) {
-		if b.version == "" {
-			t.Skip("the fake knows none of it")
-		}
-		binary, _ := haproxytest.Find(b.version)
-		test(t, b, binary)
-	})
+	for _, version := range haproxytest.Versions() {
+		t.Run("HAProxy_"+version, func(t *testing.T) {
+			binary, ok := haproxytest.Find(version)
+			if !ok {
+				const hint = "HAProxy %s is not installed: run scripts/deps.sh"
+				if os.Getenv("CI") == "true" {
+					t.Fatalf(hint, version)
+				}
+				t.Skipf(hint, version)
+			}
+			test(t, realBackend(binary), binary)
+		})
+	}
 }
 
 func TestRealHAProxyTakesTheHeaderAndWantsTheClientsCertificate(t *testing.T) {
@@ -643,13 +665,17 @@ func TestRealHAProxyTakesTheHeaderAndWantsTheClientsCertificate(t *testing.T) {
 		for i, options := range []string{"verify required", "verify required ssl-min-ver TLSv1.3", "verify required ssl-max-ver TLSv1.2", "strict-sni", "no-tlsv12", "accept-proxy verify optional"} {
 			lists += fmt.Sprintf("  bind DIR/%d.sock ssl crt DIR/bundles/ ca-file DIR/ca.pem %s\n", i, options)
 		}
-		s.rewrite(lists + "frontend expect\n  tcp-request connection expect-proxy layer4\n  bind DIR/expect.sock ssl crt DIR/bundles/\n")
+		s.rewrite(lists + "frontend guarded\n  tcp-request connection reject if { src 198.51.100.7 }\n  bind DIR/guarded.sock ssl crt DIR/bundles/\nfrontend expect\n  tcp-request connection expect-proxy layer4\n  bind DIR/expect.sock ssl crt DIR/bundles/\n")
 		s.start()
 		c := &calls{}
 		want(t, s.activate(s.discovering(c), target(bundle, "example")), cluster.Unchanged, cluster.Proven)
-		if got := c.take(); len(got) != 8 {
+		if got := c.take(); len(got) != 9 {
 			t.Errorf("asked at %v", got)
 		}
+		port := freePort(t)
+		s.rewrite("frontend web\n  bind DIR/tls.sock ssl crt DIR/bundles/\nfrontend guarded\n  tcp-request connection reject if { src 127.0.0.0/8 }\n  bind :" + port + " ssl crt DIR/bundles/\n")
+		s.restart()
+		wantProof(t, "refused by a rule", s.inspect(s.discovering(c), target(bundle, "example")), cluster.NoProof, "127.0.0.1:"+port)
 	})
 }
 

@@ -84,6 +84,8 @@ type endpoint struct {
 	virtual bool
 	// maybe tells that HAProxy may well not have it: it stands in a conditional block.
 	maybe bool
+	// guarded tells that rules may refuse this node's connection before the handshake.
+	guarded bool
 }
 
 func (e endpoint) String() string {

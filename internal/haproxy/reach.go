@@ -122,7 +122,7 @@ func (r *reach) bind(b *haconf.Bind) (endpoint, *miss) {
 			continue
 		}
 		// A virtual address is the last choice: it may move while it is asked.
-		if e.proxy, e.maybe = b.AcceptProxy, b.Maybe; !found || best.virtual && !e.virtual {
+		if e.proxy, e.maybe, e.guarded = b.AcceptProxy, b.Maybe, b.Guarded; !found || best.virtual && !e.virtual {
 			best, found = e, true
 		}
 	}
