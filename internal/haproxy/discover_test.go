@@ -743,6 +743,22 @@ func TestRealHAProxysOwnNamesAreFoundInItsConfiguration(t *testing.T) {
 	})
 }
 
+func TestTheFileOfAnAliasIsFoundWhereHAProxyDoesNotTellIt(t *testing.T) {
+	real(t, func(t *testing.T, b backend, _ haproxytest.Binary) {
+		if b.version == "2.6" {
+			return // crt-store came with 3.0
+		}
+		s := newSite(t, b, "crt DIR/bundles/")
+		before, after := generation(t), generation(t)
+		s.put("bundles/example.pem", before.PEM())
+		s.rewrite("crt-store s\n  crt-base DIR/bundles\n  load crt example.pem alias e\nfrontend web\n  bind DIR/tls.sock ssl crt @s/e\n")
+		s.start()
+		p := s.discovering(&calls{})
+		want(t, s.activate(p, target(after, "example", before)), cluster.Done, cluster.Proven)
+		s.wantServed(s.inspect(p, target(after, "example")), after)
+	})
+}
+
 func TestABundleThatIsNewInTheCrtListIsProvenAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
 		s := newSite(t, b, "crt-list DIR/list")

@@ -207,10 +207,7 @@ func (s *survey) spots(ctx context.Context, v *view) (spots []spot, why, mend st
 	case len(s.p.config.Files) == 0:
 		return nil, "set haproxy.verify to the address of an ssl bind", ""
 	}
-	if s.layout == nil {
-		s.layout = s.p.layout(ctx, s.process)
-		s.reach = s.p.newReach(s.layout)
-	}
+	s.discover(ctx)
 	x := s.names
 	if x == nil {
 		x = indexNames(nil)
@@ -239,6 +236,28 @@ func (s *survey) spots(ctx context.Context, v *view) (spots []spot, why, mend st
 		why, mend = s.unreachable(v, misses)
 	}
 	return spots, why, mend
+}
+
+// discover reads the configuration, once for all targets.
+func (s *survey) discover(ctx context.Context) {
+	if s.layout == nil {
+		s.layout = s.p.layout(ctx, s.process)
+		s.reach = s.p.newReach(s.layout)
+	}
+}
+
+// stored is the file of a crt-store's certificate as the configuration has it, "" where that does not say.
+func (s *survey) stored(ctx context.Context, name string) string {
+	if len(s.p.config.Files) == 0 {
+		return ""
+	}
+	s.discover(ctx)
+	for _, c := range s.layout.config.Stored {
+		if c.Name == name {
+			return c.Path
+		}
+	}
+	return ""
 }
 
 // verifySpots are the addresses of haproxy.verify. The rule of virtual addresses is theirs too.
