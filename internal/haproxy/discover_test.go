@@ -320,6 +320,13 @@ func TestAVirtualAddressIsNeverAskedUnlessThisNodeIsMaster(t *testing.T) {
 	if connections() == before || strings.Contains(got.Hint, "bind") {
 		t.Errorf("as MASTER: %d connections, hint %q", connections()-before, got.Hint)
 	}
+	// An address of the node's own is preferred even then.
+	n.calls.take()
+	got, asked = n.configure("frontend web\n  bind " + at + "," + own + crt + "\n")
+	wantProof(t, "as MASTER, with an own address", got, cluster.Proven, "")
+	if !slices.Equal(asked, []string{own}) {
+		t.Errorf("as MASTER, with an own address: asked at %v", asked)
+	}
 	// Demoted after the address was chosen: the connection is not made.
 	before = connections()
 	n.change = append(n.change, func(c *haproxy.Config) {
@@ -505,11 +512,13 @@ func TestAConfigurationIsReadAgainOnlyWhereItChanged(t *testing.T) {
 	if got := asked(); !slices.Equal(got, []string{b}) {
 		t.Errorf("the crt-list is back: asked at %v", got)
 	}
-	// What was written a moment ago is not trusted to show its next change.
+	// What was written a moment ago is not trusted to show its next change: the file system's clock may be coarse.
+	now := time.Now()
 	for _, socket := range []string{"a", "b", "a", "b"} {
 		if err := os.WriteFile(n.dir+"/haproxy.cfg", []byte(strings.ReplaceAll(text(socket), "DIR", n.dir)), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		_ = os.Chtimes(n.dir+"/haproxy.cfg", now, now)
 		if got := asked(); !slices.Equal(got, []string{filepath.Join(n.dir, socket+".sock")}) {
 			t.Errorf("changed at once: asked at %v, want %s", got, socket)
 		}

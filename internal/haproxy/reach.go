@@ -252,12 +252,7 @@ func (s *survey) stored(ctx context.Context, name string) string {
 		return ""
 	}
 	s.discover(ctx)
-	for _, c := range s.layout.config.Stored {
-		if c.Name == name {
-			return c.Path
-		}
-	}
-	return ""
+	return s.layout.stored[name]
 }
 
 // verifySpots are the addresses of haproxy.verify. The rule of virtual addresses is theirs too.
