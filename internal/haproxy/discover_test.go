@@ -250,6 +250,9 @@ func TestABindThatCannotBeAskedIsSaidAndTheBindToAddIsNamed(t *testing.T) {
 	n.change = append(n.change, func(c *haproxy.Config) { c.Files = []string{n.dir + "/absent.cfg"} })
 	got = n.prove(n.proxy())
 	wantProof(t, "no configuration", got, cluster.NoProof, "absent.cfg")
+	if !strings.Contains(got.Hint, "read HAProxy's configuration") {
+		t.Errorf("hint %q", got.Hint)
+	}
 	n.change = append(n.change, func(c *haproxy.Config) { c.Files = nil })
 	got = n.prove(n.proxy())
 	wantProof(t, "neither files nor verify", got, cluster.NoProof, "set haproxy.verify")

@@ -309,10 +309,12 @@ func (l *layout) addedToList(x *nameIndex, v *view, list string) []*load {
 // unserved is for a bundle that no ssl bind loads, as far as the configuration could be read.
 func (s *survey) unserved(v *view) (why, mend string) {
 	why = fmt.Sprintf("no ssl bind of %s serves %s", strings.Join(s.p.config.Files, ", "), v.path)
-	if problems := s.layout.config.Problems; len(problems) > 0 {
-		why += fmt.Sprintf(", as far as that can be read (%s)", problems[0])
+	problems := s.layout.config.Problems
+	if len(problems) == 0 {
+		return why, fmt.Sprintf("name it on a bind line (`crt %s`, or its folder), and reload HAProxy", v.path)
 	}
-	return why, fmt.Sprintf("name it on a bind line (`crt %s`, or its folder), and reload HAProxy", v.path)
+	return fmt.Sprintf("%s, as far as that can be read (%s)", why, problems[0]),
+		"let certsync's user read HAProxy's configuration and its crt-lists, or set haproxy.verify to the address of an ssl bind"
 }
 
 // unreachable is for a bundle that only binds load that this node cannot ask.
