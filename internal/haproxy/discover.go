@@ -36,8 +36,9 @@ type layout struct {
 	// byName has HAProxy's names, byPath the real paths of files, byFolder the real paths of folders, and byFolderName
 	// HAProxy's names of them.
 	byName, byPath, byFolder, byFolderName map[string][]*load
-	// lists has the crt-lists by their real paths.
-	lists map[string][]*haconf.Bind
+	// lists has the crt-lists by their real paths; stored the files of the crt-stores by HAProxy's names.
+	lists  map[string][]*haconf.Bind
+	stored map[string]string
 }
 
 // load is a file or folder that ssl binds load.
@@ -115,7 +116,7 @@ func (p *Proxy) readLayout(ctx context.Context, running process) *layout {
 			c.Problems = append(c.Problems, haconf.Problem{File: p.config.Name, Text: "HAProxy's environment variables: " + err.Error()})
 		}
 	}
-	l := &layout{config: c, pid: running.Pid, settled: true, lists: map[string][]*haconf.Bind{},
+	l := &layout{config: c, pid: running.Pid, settled: true, lists: map[string][]*haconf.Bind{}, stored: map[string]string{},
 		byName: map[string][]*load{}, byPath: map[string][]*load{}, byFolder: map[string][]*load{}, byFolderName: map[string][]*load{}}
 	for _, path := range c.Sources {
 		s := newStamp(path, false)
@@ -152,9 +153,8 @@ func serving(b *haconf.Bind) bool {
 
 func (l *layout) index() {
 	x := indexNames(nil)
-	stored := map[string]string{}
 	for _, s := range l.config.Stored {
-		stored[s.Name] = s.Path
+		l.stored[s.Name] = s.Path
 	}
 	crts := map[string]*load{}
 	lists := map[*haconf.List][]*haconf.Bind{}
@@ -165,7 +165,7 @@ func (l *layout) index() {
 		for _, c := range b.Crts {
 			if crts[c.Name] == nil {
 				crts[c.Name] = &load{path: c.Path}
-				l.add(x, c, crts[c.Name], stored)
+				l.add(x, c, crts[c.Name])
 			}
 			crts[c.Name].binds = append(crts[c.Name].binds, b)
 		}
@@ -179,18 +179,18 @@ func (l *layout) index() {
 		}
 		for i := range list.Entries {
 			e := &list.Entries[i]
-			l.add(x, e.Crt, &load{binds: binds, path: e.Path, entry: e}, stored)
+			l.add(x, e.Crt, &load{binds: binds, path: e.Path, entry: e})
 		}
 	}
 }
 
 // add enters what a name means under all that a bundle may be known by.
-func (l *layout) add(x *nameIndex, c haconf.Crt, what *load, stored map[string]string) {
+func (l *layout) add(x *nameIndex, c haconf.Crt, what *load) {
 	put := func(m map[string][]*load, key string) { m[key] = append(m[key], what) }
 	put(l.byName, c.Name)
 	path := c.Path
 	if path == "" {
-		path = stored[c.Name]
+		path = l.stored[c.Name]
 	}
 	if !filepath.IsAbs(path) {
 		put(l.byFolderName, c.Name) // a folder or not: HAProxy's names tell

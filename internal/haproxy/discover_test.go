@@ -250,6 +250,9 @@ func TestABindThatCannotBeAskedIsSaidAndTheBindToAddIsNamed(t *testing.T) {
 	n.change = append(n.change, func(c *haproxy.Config) { c.Files = []string{n.dir + "/absent.cfg"} })
 	got = n.prove(n.proxy())
 	wantProof(t, "no configuration", got, cluster.NoProof, "absent.cfg")
+	if !strings.Contains(got.Hint, "read HAProxy's configuration") {
+		t.Errorf("hint %q", got.Hint)
+	}
 	n.change = append(n.change, func(c *haproxy.Config) { c.Files = nil })
 	got = n.prove(n.proxy())
 	wantProof(t, "neither files nor verify", got, cluster.NoProof, "set haproxy.verify")
@@ -319,6 +322,13 @@ func TestAVirtualAddressIsNeverAskedUnlessThisNodeIsMaster(t *testing.T) {
 	wantProof(t, "as MASTER", got, cluster.Proven, "")
 	if connections() == before || strings.Contains(got.Hint, "bind") {
 		t.Errorf("as MASTER: %d connections, hint %q", connections()-before, got.Hint)
+	}
+	// An address of the node's own is preferred even then.
+	n.calls.take()
+	got, asked = n.configure("frontend web\n  bind " + at + "," + own + crt + "\n")
+	wantProof(t, "as MASTER, with an own address", got, cluster.Proven, "")
+	if !slices.Equal(asked, []string{own}) {
+		t.Errorf("as MASTER, with an own address: asked at %v", asked)
 	}
 	// Demoted after the address was chosen: the connection is not made.
 	before = connections()
@@ -399,6 +409,22 @@ func TestAcceptProxyIsGreetedWithAHeader(t *testing.T) {
 	wantProof(t, "expect-proxy", got, cluster.Proven, "")
 	got, _ = n.configure("frontend f\n  bind " + at + crt + "\n")
 	wantProof(t, "without", got, cluster.Disproven, at)
+}
+
+func TestARuleThatRefusesThisNodeDisprovesNothing(t *testing.T) {
+	n := newNode(t)
+	refused, _ := n.tlsOn("tcp", "127.0.0.1:0", func(net.Conn) error { return errors.New("refused") })
+	at, _ := n.tlsOn("tcp", "127.0.0.1:0", nil)
+	stranger := serve(t, func(*tls.Config) {}, generation(t))
+	const rule, crt = "  tcp-request connection reject if { src_conn_rate gt 20 }\n", " ssl crt DIR/bundles/\n"
+	got, _ := n.configure("frontend f\n" + rule + "  bind " + refused + crt)
+	wantProof(t, "refused by a rule", got, cluster.NoProof, "rules")
+	got, _ = n.configure("frontend f\n  bind " + refused + crt)
+	wantProof(t, "refused without a rule", got, cluster.Disproven, refused)
+	got, _ = n.configure("frontend f\n" + rule + "  bind " + at + crt)
+	wantProof(t, "not refused", got, cluster.Proven, "")
+	got, _ = n.configure("frontend f\n" + rule + "  bind " + stranger + crt)
+	wantProof(t, "not refused, another certificate", got, cluster.Disproven, stranger)
 }
 
 func TestABindThatWantsAClientCertificateShowsItsOwn(t *testing.T) {
@@ -489,11 +515,13 @@ func TestAConfigurationIsReadAgainOnlyWhereItChanged(t *testing.T) {
 	if got := asked(); !slices.Equal(got, []string{b}) {
 		t.Errorf("the crt-list is back: asked at %v", got)
 	}
-	// What was written a moment ago is not trusted to show its next change.
+	// What was written a moment ago is not trusted to show its next change: the file system's clock may be coarse.
+	now := time.Now()
 	for _, socket := range []string{"a", "b", "a", "b"} {
 		if err := os.WriteFile(n.dir+"/haproxy.cfg", []byte(strings.ReplaceAll(text(socket), "DIR", n.dir)), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		_ = os.Chtimes(n.dir+"/haproxy.cfg", now, now)
 		if got := asked(); !slices.Equal(got, []string{filepath.Join(n.dir, socket+".sock")}) {
 			t.Errorf("changed at once: asked at %v, want %s", got, socket)
 		}
@@ -618,15 +646,21 @@ func TestBothFamiliesAreFoundBehindOneName(t *testing.T) {
 	})
 }
 
-// real runs a test on each HAProxy that is not the fake.
+// real runs a test on each HAProxy, for what the fake does not know.
 func real(t *testing.T, test func(t *testing.T, b backend, binary haproxytest.Binary)) {
-	each(t, func(t *testing.T, b backend) {
-		if b.version == "" {
-			t.Skip("the fake knows none of it")
-		}
-		binary, _ := haproxytest.Find(b.version)
-		test(t, b, binary)
-	})
+	for _, version := range haproxytest.Versions() {
+		t.Run("HAProxy_"+version, func(t *testing.T) {
+			binary, ok := haproxytest.Find(version)
+			if !ok {
+				const hint = "HAProxy %s is not installed: run scripts/deps.sh"
+				if os.Getenv("CI") == "true" {
+					t.Fatalf(hint, version)
+				}
+				t.Skipf(hint, version)
+			}
+			test(t, realBackend(binary), binary)
+		})
+	}
 }
 
 func TestRealHAProxyTakesTheHeaderAndWantsTheClientsCertificate(t *testing.T) {
@@ -643,13 +677,17 @@ func TestRealHAProxyTakesTheHeaderAndWantsTheClientsCertificate(t *testing.T) {
 		for i, options := range []string{"verify required", "verify required ssl-min-ver TLSv1.3", "verify required ssl-max-ver TLSv1.2", "strict-sni", "no-tlsv12", "accept-proxy verify optional"} {
 			lists += fmt.Sprintf("  bind DIR/%d.sock ssl crt DIR/bundles/ ca-file DIR/ca.pem %s\n", i, options)
 		}
-		s.rewrite(lists + "frontend expect\n  tcp-request connection expect-proxy layer4\n  bind DIR/expect.sock ssl crt DIR/bundles/\n")
+		s.rewrite(lists + "frontend guarded\n  tcp-request connection reject if { src 198.51.100.7 }\n  bind DIR/guarded.sock ssl crt DIR/bundles/\nfrontend expect\n  tcp-request connection expect-proxy layer4\n  bind DIR/expect.sock ssl crt DIR/bundles/\n")
 		s.start()
 		c := &calls{}
 		want(t, s.activate(s.discovering(c), target(bundle, "example")), cluster.Unchanged, cluster.Proven)
-		if got := c.take(); len(got) != 8 {
+		if got := c.take(); len(got) != 9 {
 			t.Errorf("asked at %v", got)
 		}
+		port := freePort(t)
+		s.rewrite("frontend web\n  bind DIR/tls.sock ssl crt DIR/bundles/\nfrontend guarded\n  tcp-request connection reject if { src 127.0.0.0/8 }\n  bind :" + port + " ssl crt DIR/bundles/\n")
+		s.restart()
+		wantProof(t, "refused by a rule", s.inspect(s.discovering(c), target(bundle, "example")), cluster.NoProof, "127.0.0.1:"+port)
 	})
 }
 
@@ -714,6 +752,22 @@ func TestRealHAProxysOwnNamesAreFoundInItsConfiguration(t *testing.T) {
 				t.Errorf("%s: asked at %v, want %v", sections, got, wanted)
 			}
 		}
+	})
+}
+
+func TestTheFileOfAnAliasIsFoundWhereHAProxyDoesNotTellIt(t *testing.T) {
+	real(t, func(t *testing.T, b backend, _ haproxytest.Binary) {
+		if b.version == "2.6" {
+			return // crt-store came with 3.0
+		}
+		s := newSite(t, b, "crt DIR/bundles/")
+		before, after := generation(t), generation(t)
+		s.put("bundles/example.pem", before.PEM())
+		s.rewrite("crt-store s\n  crt-base DIR/bundles\n  load crt example.pem alias e\nfrontend web\n  bind DIR/tls.sock ssl crt @s/e\n")
+		s.start()
+		p := s.discovering(&calls{})
+		want(t, s.activate(p, target(after, "example", before)), cluster.Done, cluster.Proven)
+		s.wantServed(s.inspect(p, target(after, "example")), after)
 	})
 }
 

@@ -68,8 +68,9 @@ func (x *nameIndex) realDir(dir string) (string, bool) {
 	return real, real != ""
 }
 
-// resolveAliases asks, once, which files the certificates of crt-stores come from. HAProxy tells from 3.2 on; the name of
-// one without an alias of its own holds its path: @STORE/PATH.
+// resolveAliases asks, once, which files the certificates of crt-stores come from. HAProxy tells from 3.2 on (without the
+// crt-store's crt-base), and its configuration always; the name of one without an alias of its own holds its path:
+// @STORE/PATH.
 func (s *survey) resolveAliases(ctx context.Context) error {
 	for _, name := range s.names.aliases {
 		_, file, _ := strings.Cut(name, "/")
@@ -78,8 +79,10 @@ func (s *survey) resolveAliases(ctx context.Context) error {
 		if err != nil && !errors.Is(err, errUnknownName) {
 			return err
 		}
-		if l.File != "" {
+		if filepath.IsAbs(l.File) {
 			file = l.File
+		} else if stored := s.stored(ctx, name); stored != "" {
+			file = stored
 		}
 		if path, ok := s.names.real(file); ok {
 			s.names.byPath[path] = append(s.names.byPath[path], name)

@@ -139,6 +139,9 @@ func (s *survey) probe(ctx context.Context, e endpoint, name string, v *view) (c
 	switch {
 	case isDial(err), errors.Is(err, cluster.ErrUnproven), err != nil && ctx.Err() != nil:
 		return cluster.Sighting{Note: fmt.Sprintf("%s for %s: %v", e, name, err)}, cluster.NoProof, err
+	case err != nil && e.guarded && !isAlert(err, ""):
+		// Closed without a word of TLS: by a rule, for all that is known.
+		return cluster.Sighting{Note: fmt.Sprintf("%s for %s: %v (the section's tcp-request rules may refuse this node)", e, name, err)}, cluster.NoProof, err
 	case err != nil:
 		return cluster.Sighting{Note: fmt.Sprintf("%s for %s: %v", e, name, err)}, cluster.Disproven, err
 	}

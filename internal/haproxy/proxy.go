@@ -31,7 +31,8 @@ type Config struct {
 	CrtList string
 	// RuntimeSocket is the stats socket with `level admin`: a path (also unix@PATH), or host:port (also ipv4@, ipv6@).
 	RuntimeSocket string
-	// Verify are the addresses to handshake with: host:port, [v6]:port, or the path of a unix socket (also unix@PATH).
+	// Verify are the addresses to handshake with: host:port, [v6]:port, or the path of a unix socket (also unix@PATH); none
+	// means those that Files have.
 	Verify []string
 	// JournalDir holds the lock, the journal and the bundles put aside. It is outside BundleDir, and is made.
 	JournalDir string
@@ -107,6 +108,8 @@ type endpoint struct {
 	virtual bool
 	// maybe tells that HAProxy may well not have it: it stands in a conditional block.
 	maybe bool
+	// guarded tells that rules may refuse this node's connection before the handshake.
+	guarded bool
 }
 
 func (e endpoint) String() string {

@@ -122,7 +122,7 @@ func (r *reach) bind(b *haconf.Bind) (endpoint, *miss) {
 			continue
 		}
 		// A virtual address is the last choice: it may move while it is asked.
-		if e.proxy, e.maybe = b.AcceptProxy, b.Maybe; !found || best.virtual && !e.virtual {
+		if e.proxy, e.maybe, e.guarded = b.AcceptProxy, b.Maybe, b.Guarded; !found || best.virtual && !e.virtual {
 			best, found = e, true
 		}
 	}
@@ -207,10 +207,7 @@ func (s *survey) spots(ctx context.Context, v *view) (spots []spot, why, mend st
 	case len(s.p.config.Files) == 0:
 		return nil, "set haproxy.verify to the address of an ssl bind", ""
 	}
-	if s.layout == nil {
-		s.layout = s.p.layout(ctx, s.process)
-		s.reach = s.p.newReach(s.layout)
-	}
+	s.discover(ctx)
 	x := s.names
 	if x == nil {
 		x = indexNames(nil)
@@ -239,6 +236,23 @@ func (s *survey) spots(ctx context.Context, v *view) (spots []spot, why, mend st
 		why, mend = s.unreachable(v, misses)
 	}
 	return spots, why, mend
+}
+
+// discover reads the configuration, once for all targets.
+func (s *survey) discover(ctx context.Context) {
+	if s.layout == nil {
+		s.layout = s.p.layout(ctx, s.process)
+		s.reach = s.p.newReach(s.layout)
+	}
+}
+
+// stored is the file of a crt-store's certificate as the configuration has it, "" where that does not say.
+func (s *survey) stored(ctx context.Context, name string) string {
+	if len(s.p.config.Files) == 0 {
+		return ""
+	}
+	s.discover(ctx)
+	return s.layout.stored[name]
 }
 
 // verifySpots are the addresses of haproxy.verify. The rule of virtual addresses is theirs too.
@@ -295,10 +309,12 @@ func (l *layout) addedToList(x *nameIndex, v *view, list string) []*load {
 // unserved is for a bundle that no ssl bind loads, as far as the configuration could be read.
 func (s *survey) unserved(v *view) (why, mend string) {
 	why = fmt.Sprintf("no ssl bind of %s serves %s", strings.Join(s.p.config.Files, ", "), v.path)
-	if problems := s.layout.config.Problems; len(problems) > 0 {
-		why += fmt.Sprintf(", as far as that can be read (%s)", problems[0])
+	problems := s.layout.config.Problems
+	if len(problems) == 0 {
+		return why, fmt.Sprintf("name it on a bind line (`crt %s`, or its folder), and reload HAProxy", v.path)
 	}
-	return why, fmt.Sprintf("name it on a bind line (`crt %s`, or its folder), and reload HAProxy", v.path)
+	return fmt.Sprintf("%s, as far as that can be read (%s)", why, problems[0]),
+		"let certsync's user read HAProxy's configuration and its crt-lists, or set haproxy.verify to the address of an ssl bind"
 }
 
 // unreachable is for a bundle that only binds load that this node cannot ask.

@@ -56,6 +56,9 @@ type Section struct {
 	Name string
 	// Disabled tells that the section, or the defaults that it takes, say so: its binds are not opened.
 	Disabled bool
+	// Guarded tells that rules of tcp-request may refuse a connection, or expect a PROXY header of it, for reasons that
+	// cannot be told from here: where it comes from, how many there are.
+	Guarded bool
 	// proxied tells that every connection has to begin with a PROXY header: tcp-request connection expect-proxy.
 	proxied bool
 	binds   []*Bind

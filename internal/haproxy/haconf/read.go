@@ -37,7 +37,7 @@ func Read(files []string, o Options) *Config {
 }
 
 func newReader(o Options) *reader {
-	return &reader{c: &Config{}, options: o, load: readFile, lists: map[string]*List{}, set: map[string]variable{}, defaults: map[string]bool{}}
+	return &reader{c: &Config{}, options: o, load: readFile, lists: map[string]*List{}, set: map[string]variable{}, defaults: map[string]*Section{}}
 }
 
 type position struct {
@@ -63,9 +63,9 @@ type reader struct {
 	// set are the variables that global sections set; reset tells that they took all others away.
 	set   map[string]variable
 	reset bool
-	// defaults tells which defaults sections say `disabled`; last is that of the one that was read last.
-	defaults map[string]bool
-	last     bool
+	// defaults has the defaults sections by their names; last is the one that was read last, nil before the first.
+	defaults map[string]*Section
+	last     *Section
 	lists    map[string]*List
 
 	// crtBase and storeBase are the crt-base of the global section and of the crt-store at hand; prefix is unix-bind's.

@@ -249,6 +249,35 @@ frontend from
 	}
 }
 
+func TestRulesThatComeBeforeTheHandshakeAreSeen(t *testing.T) {
+	c := readText(t, `defaults strict
+  tcp-request connection reject if { src_conn_rate gt 20 }
+defaults
+frontend a
+  bind :1
+  tcp-request connection expect-proxy layer4
+frontend b
+  bind :2
+  tcp-request connection expect-proxy layer4 if { src 10.0.0.0/8 }
+frontend c from strict
+  bind :3
+frontend d
+  bind :4
+  tcp-request connection accept
+  tcp-request content reject if FALSE
+frontend e
+  tcp-request connection silent-drop unless { src 192.0.2.0/24 }
+  bind :5
+`, Options{})
+	var got []string
+	for _, b := range c.Binds {
+		got = append(got, fmt.Sprintf("%s %t %t", b.Name, b.AcceptProxy, b.Guarded))
+	}
+	if want := "a true false; b false true; c false true; d false false; e false true"; strings.Join(got, "; ") != want || len(c.Problems) > 0 {
+		t.Errorf("%s\nwant %s\n%v", strings.Join(got, "; "), want, c.Problems)
+	}
+}
+
 func TestConditionalBlocks(t *testing.T) {
 	c := readText(t, `.if defined(A)
 frontend a
@@ -360,7 +389,6 @@ func TestWhatCannotBeReadIsSaidAndTheRestIsRead(t *testing.T) {
 		"an empty list":  {"frontend f\n  bind :1 ssl crt a crt-list \"\"\n", "absolute path"},
 		"relative list":  {"frontend f\n  bind :1 ssl crt a crt-list x.list\n", "absolute path"},
 		"lost defaults":  {"frontend f from nowhere\n  bind :1 ssl crt a\n", "nowhere"},
-		"expect-proxy":   {"frontend f\n  tcp-request connection expect-proxy layer4 if { src 10.0.0.0/8 }\n  bind :1 ssl crt a\n", "PROXY"},
 	} {
 		got := readText(t, c.text, Options{})
 		if len(got.Problems) != 1 || !strings.Contains(got.Problems[0].Text, c.want) {

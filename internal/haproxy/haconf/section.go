@@ -20,32 +20,22 @@ func (r *reader) begin(words []string) {
 	if len(rest) > 0 && !(rest[0] == "from" && s.Kind == "defaults") {
 		s.Name, rest = rest[0], rest[1:]
 	}
-	disabled := r.last
+	from := r.last
+	if s.Kind == "defaults" {
+		from = nil
+	}
 	if len(rest) > 1 && rest[0] == "from" {
-		var known bool
-		if disabled, known = r.defaults[rest[1]]; !known {
+		if from = r.defaults[rest[1]]; from == nil {
 			r.problem("the defaults section %s is not there", rest[1])
 		}
-	} else if s.Kind == "defaults" {
-		disabled = false
 	}
-	switch s.Kind {
-	case "defaults", "frontend", "listen":
-		s.Disabled = disabled
+	if inherits := s.Kind == "defaults" || s.Kind == "frontend" || s.Kind == "listen"; inherits && from != nil {
+		s.Disabled, s.Guarded, s.proxied = from.Disabled, from.Guarded, from.proxied
+	}
+	if s.Kind == "defaults" {
+		r.last, r.defaults[s.Name] = s, s
 	}
 	r.section, r.storeBase = s, ""
-	r.remember()
-}
-
-// remember keeps what a defaults section says, for the sections that follow.
-func (r *reader) remember() {
-	if r.section.Kind != "defaults" {
-		return
-	}
-	r.last = r.section.Disabled
-	if r.section.Name != "" {
-		r.defaults[r.section.Name] = r.section.Disabled
-	}
 }
 
 // keyword reads a line of the section at hand.
@@ -63,11 +53,10 @@ func (r *reader) keyword(words []string) {
 		r.bind(words)
 	case words[0] == "disabled" || words[0] == "enabled":
 		r.section.Disabled = words[0] == "disabled"
-		r.remember()
 	case words[0] == "ssl-f-use":
 		r.use(words[1:])
-	case len(words) > 2 && words[0] == "tcp-request" && words[1] == "connection" && words[2] == "expect-proxy":
-		r.expectProxy(words)
+	case len(words) > 2 && words[0] == "tcp-request" && words[1] == "connection":
+		r.guard(words[2:])
 	}
 }
 
@@ -238,11 +227,13 @@ func (r *reader) attach(b *Bind, l *List) {
 	}
 }
 
-// expectProxy reads the rule that does what accept-proxy does, mostly for some sources only.
-func (r *reader) expectProxy(words []string) {
-	if len(words) == 4 {
+// guard reads a rule that is applied before the handshake. expect-proxy does what accept-proxy does, mostly for some
+// sources only.
+func (r *reader) guard(rule []string) {
+	switch conditional := len(rule) > 2; {
+	case rule[0] == "expect-proxy" && !conditional:
 		r.section.proxied = true
-		return
+	case rule[0] == "expect-proxy", rule[0] == "reject", rule[0] == "silent-drop":
+		r.section.Guarded = true
 	}
-	r.problem("expect-proxy with a condition: whether this host must begin with a PROXY header cannot be told, and it does not")
 }
