@@ -115,11 +115,13 @@ func (c *clipped) String() string {
 	return string(c.head) + between + string(c.tail)
 }
 
-// quote is what a person needs of HAProxy's output: its [ALERT] lines without their prefix, the ones that say something
-// first; else its last lines; on one line and cut.
+// quote is what a person needs of HAProxy's output, on one line and cut: its [ALERT] lines without their prefix; else its
+// last lines.
 func quote(output string) string {
-	telling, general := alerts(output)
-	lines := append(telling, general...)
+	lines, general := alerts(output)
+	if len(lines) == 0 {
+		lines = general
+	}
 	if len(lines) == 0 {
 		for line := range strings.Lines(output) {
 			if line = strings.TrimSpace(line); line != "" {
@@ -131,7 +133,14 @@ func quote(output string) string {
 	if len(lines) == 0 {
 		return "it printed nothing"
 	}
-	return tell(lines[:min(3, len(lines))], "")
+	lines = lines[:min(3, len(lines))]
+	for i, line := range lines {
+		// The reason stands at a line's end.
+		if most := 450 / len(lines); len(line) > most {
+			lines[i] = line[:most/3] + "..." + line[len(line)-most*2/3+3:]
+		}
+	}
+	return tell(lines, "")
 }
 
 // alerts are the [ALERT] lines of HAProxy's output, `[ALERT]    (PID) : text`, apart from those that end every failed

@@ -44,7 +44,8 @@ func crash(dir string) error {
 		return err
 	}
 	p, err := haproxy.New(haproxy.Config{Name: "x", BundleDir: filepath.Join(dir, "bundles"), RuntimeSocket: filepath.Join(dir, "admin.sock"),
-		JournalDir: filepath.Join(dir, "journal"), Verify: []string{filepath.Join(dir, "tls.sock")}, CrtList: os.Getenv("CERTSYNC_TEST_CRTLIST")})
+		JournalDir: filepath.Join(dir, "journal"), Verify: []string{filepath.Join(dir, "tls.sock")}, CrtList: os.Getenv("CERTSYNC_TEST_CRTLIST"),
+		MasterSocket: os.Getenv("CERTSYNC_TEST_MASTER"), Check: []string{"true"}})
 	if err != nil {
 		return err
 	}

@@ -29,19 +29,15 @@ type workers struct {
 // errEnd ends the reading of a reply: the master keeps the connection open.
 var errEnd = errors.New("end of the reply")
 
-// workers asks `show proc`. In 2.6 the master listens again only when a reload has ended: one that refuses is asked
-// again for patience.
+// workers asks `show proc`. In 2.6 the master listens, or answers, only when a reload has ended: it is asked again for
+// patience.
 func (m *master) workers(ctx context.Context, patience time.Duration) (workers, error) {
-	limited, cancel := context.WithTimeout(ctx, patience+commandPatience)
-	defer cancel()
 	begin := time.Now()
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
-		w, err := m.showProc(limited)
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || time.Since(begin) > patience {
+		w, err := m.showProc(ctx)
+		again := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, errUnclear)
+		if !again || time.Since(begin) > patience || sleep(ctx, pause) != nil {
 			return w, err
-		}
-		if sleep(limited, pause) != nil {
-			return workers{}, err
 		}
 	}
 }
@@ -50,6 +46,8 @@ func (m *master) workers(ctx context.Context, patience time.Duration) (workers, 
 const commandPatience = 2 * time.Second
 
 func (m *master) showProc(ctx context.Context) (workers, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandPatience)
+	defer cancel()
 	var lines []string
 	_, err := m.exchange(ctx, "show proc\n", maxReply, func(line string) error {
 		if line == "" && len(lines) > 0 {

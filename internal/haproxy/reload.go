@@ -202,7 +202,8 @@ func (a *activation) heldBack(ctx context.Context, w waiting, f reloadFailure) c
 	if again {
 		until = "is not tried again before " + clock(at)
 	}
-	err := fmt.Errorf("a reload %s, since at %s: %s", until, clock(f.Time), f.Error)
+	err := cluster.WithHint(fmt.Errorf("a reload %s, since at %s: %s", until, clock(f.Time), f.Error),
+		"mend that, and reload HAProxy by hand or run certsync again: another configuration and another HAProxy are tried at once")
 	if f.Refused {
 		return a.takeBack(ctx, w, err)
 	}

@@ -40,7 +40,7 @@ func (p *Proxy) reloader(ctx context.Context, known process) (*reloader, error) 
 	r := &reloader{p: p, pid: known.Pid, byRuntime: known.Pid > 0}
 	var masterErr error
 	if p.master != nil {
-		w, err := p.master.workers(ctx, masterPatience)
+		w, err := p.master.workers(ctx, p.config.Wait)
 		if err == nil {
 			r.way, r.master, r.before = "the master socket", p.master, w
 			if r.pid == 0 {
@@ -56,9 +56,6 @@ func (p *Proxy) reloader(ctx context.Context, known process) (*reloader, error) 
 	r.way = "its command"
 	return r, nil
 }
-
-// masterPatience is how long a master is waited for that has just been reloaded: 2.6 retries a bind for 2 s.
-const masterPatience = 5 * time.Second
 
 // serving is the worker that serves: the current one, else the newest of the old, which 3.2 lists first.
 func (w workers) serving() int {
@@ -192,7 +189,7 @@ func (r *reloader) lingering(ctx context.Context) int {
 	if r.master == nil {
 		return 0
 	}
-	w, err := r.master.workers(ctx, masterPatience)
+	w, err := r.master.workers(ctx, r.p.config.Wait)
 	if err != nil || w.pid == 0 {
 		return 0
 	}

@@ -29,6 +29,8 @@ type backend struct {
 	check func(config, dir string) error
 	// version is "" for the fake.
 	version string
+	// binary is the real one.
+	binary haproxytest.Binary
 }
 
 var fakeBackend = backend{
@@ -43,6 +45,7 @@ func realBackend(b haproxytest.Binary) backend {
 		},
 		check:   b.Check,
 		version: b.Version,
+		binary:  b,
 	}
 }
 

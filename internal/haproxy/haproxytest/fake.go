@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"certsync/internal/cert"
 )
@@ -40,6 +41,11 @@ type Fake struct {
 	wg        sync.WaitGroup
 	conns     map[net.Conn]bool
 	stopped   bool
+	// config and dir are what it was started with; binds are its TLS binds by address; reloads counts the reloads.
+	config, dir string
+	binds       map[string]*bind
+	reloads     int
+	began       time.Time
 }
 
 type store struct {
@@ -71,7 +77,8 @@ func StartFake(config, dir string) (*Fake, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fake{pid: os.Getpid(), size: 16384, stores: map[string]*store{}, defaults: map[string]bool{}, conns: map[net.Conn]bool{}}
+	f := &Fake{pid: os.Getpid(), size: 16384, stores: map[string]*store{}, defaults: map[string]bool{}, conns: map[net.Conn]bool{},
+		config: config, dir: dir, binds: map[string]*bind{}, began: time.Now()}
 	if err := f.start(string(text), dir); err != nil {
 		f.Stop()
 		return nil, err
@@ -128,6 +135,8 @@ func (f *Fake) Stop() {
 type address struct {
 	network, address, level string
 	bind                    *bind
+	// serve, where set, answers there.
+	serve func(net.Conn)
 }
 
 func (f *Fake) start(text, dir string) error {
@@ -144,6 +153,9 @@ func (f *Fake) start(text, dir string) error {
 			return err
 		}
 		f.listeners = append(f.listeners, l)
+		if a.bind != nil {
+			f.binds[a.address] = a.bind
+		}
 		f.wg.Add(1)
 		go f.accept(l, a)
 	}
@@ -174,9 +186,12 @@ func (f *Fake) accept(l net.Listener, a address) {
 				delete(f.conns, conn)
 				f.mu.Unlock()
 			}()
-			if a.bind != nil {
+			switch {
+			case a.serve != nil:
+				a.serve(conn)
+			case a.bind != nil:
 				f.serveTLS(conn, a.bind)
-			} else {
+			default:
 				f.serveRuntime(conn, a.level)
 			}
 		}()

@@ -69,7 +69,7 @@ func (f *Fake) do(command, payload, level string) (reply string, hangUp bool) {
 	}
 	switch {
 	case command == "show info":
-		return fmt.Sprintf("Name: HAProxy\nVersion: 2.6.12-fake\nPid: %d\n\n", f.pid), false
+		return fmt.Sprintf("Name: HAProxy\nVersion: 2.6.12-fake\nPid: %d\nStart_time_sec: %d\n\n", f.pid, f.began.Unix()), false
 	case command == "show pools":
 		return fmt.Sprintf("Dumping pools usage. Use SIGQUIT to flush them.\n  - Pool buffer (%d bytes) : 4 allocated\n\n", f.size), false
 	case words[0] == "show" && words[1] == "ssl" && level == "user":
