@@ -132,13 +132,17 @@ func (s scenario) atEach(t *testing.T, onPeer bool, test func(t *testing.T, hapr
 // hit finds the places in the source whose names are written out.
 var hit = regexp.MustCompile(`failpoint\.Hit\("([^"]+)"\)`)
 
+const pruneKills = "certsync prune: TestAPruneKilledAtEveryStepIsFinishedByASecondRun"
+
 const bootstrapKills = "a write to a system file: internal/bootstrap/sysfile"
 
 // elsewhere are the places that neither scenario passes, and where they are killed instead.
 var elsewhere = map[string]string{
-	"store.aside":     "a state file that is torn is set aside: internal/store",
-	"haproxy.retired": "a certificate goes from one key type to both: internal/haproxy",
-	"store.remove":    "a generation or a record that is too old is dropped: internal/store",
+	"store.aside":        "a state file that is torn is set aside: internal/store",
+	"haproxy.retired":    "a certificate goes from one key type to both: internal/haproxy",
+	"store.remove":       "a generation or a record that is too old is dropped: internal/store",
+	"haproxy.prune.kept": pruneKills, "haproxy.prune.unloaded": pruneKills, "haproxy.prune.unlisted": pruneKills, "haproxy.prune.removed": pruneKills,
+	"store.forgotten": pruneKills, "reconcile.pruned": pruneKills,
 	// No command of the flow edits system files.
 	"sysfile.temp": bootstrapKills, "sysfile.written": bootstrapKills, "sysfile.backup": bootstrapKills, "sysfile.rename": bootstrapKills,
 	"sysfile.renamed": bootstrapKills,

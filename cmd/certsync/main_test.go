@@ -16,6 +16,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"certsync/internal/haproxy/haproxytest"
 	"certsync/internal/lab"
 )
 
@@ -35,6 +36,7 @@ func TestScripts(t *testing.T) {
 			"envsubst": substitute,
 			"sshkey":   makeKey,
 			"ask":      ask,
+			"haproxy":  startHAProxy,
 		},
 	})
 }
@@ -74,6 +76,26 @@ func startCA(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(filepath.Join(work, "ca.pem"), ca.CAPEM(), 0o600))
 	ts.Setenv("DIRECTORY", ca.Directory())
 	ts.Setenv("RESOLVER", dns.Address())
+}
+
+// startHAProxy starts the fake HAProxy of the contract tests for the story, with the folder certs as its `crt DIR`; $ADMIN
+// and $TLS are then its runtime socket and its bind: haproxy.
+func startHAProxy(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: haproxy")
+	}
+	// The paths of unix sockets are at most 103 bytes long on FreeBSD, which $WORK may exceed.
+	dir, err := os.MkdirTemp("", "hap")
+	ts.Check(err)
+	ts.Defer(func() { _ = os.RemoveAll(dir) })
+	admin, tls, work := filepath.Join(dir, "admin.sock"), filepath.Join(dir, "tls.sock"), ts.Getenv("WORK")
+	text := fmt.Sprintf("stats socket %s level admin\nbind %s ssl crt %s\n", admin, tls, filepath.Join(work, "certs"))
+	ts.Check(os.WriteFile(filepath.Join(work, "haproxy.conf"), []byte(text), 0o600))
+	fake, err := haproxytest.StartFake(filepath.Join(work, "haproxy.conf"), work)
+	ts.Check(err)
+	ts.Defer(fake.Stop)
+	ts.Setenv("ADMIN", admin)
+	ts.Setenv("TLS", tls)
 }
 
 // setMode is chmod, which testscript's own takes in octal too, but not for folders that the story makes: mode OCTAL FILE.

@@ -360,6 +360,7 @@ func every(t *testing.T, s *Store, k cluster.Kept) map[string]error {
 	out["Keep"] = s.Keep(t.Context(), k)
 	_, out["Records"] = s.Records(t.Context())
 	out["Merge"] = s.Merge(t.Context(), allRecords(t))
+	out["Forget"] = s.Forget(t.Context(), k.Generation.Slot)
 	_, out["LockActor"] = s.LockActor(t.Context(), "test")
 	_, out["Open"] = Open(s.dir, Options{})
 	return out
@@ -471,6 +472,9 @@ func TestACallWhoseContextEndedDoesNothing(t *testing.T) {
 	}
 	if _, err := s.Bundle(ctx, k.Generation); !errors.Is(err, context.Canceled) {
 		t.Errorf("Bundle: %v", err)
+	}
+	if err := s.Forget(ctx, cert.Slot{Name: "other.org", Algorithm: cert.ECDSA}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Forget: %v", err)
 	}
 	if _, err := s.LockActor(ctx, "test"); !errors.Is(err, context.Canceled) {
 		t.Errorf("LockActor: %v", err)
