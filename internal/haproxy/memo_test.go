@@ -516,9 +516,9 @@ func TestInspectAndActivateSideBySide(t *testing.T) {
 	wg.Wait()
 }
 
-// BenchmarkNoopPass is a pass over certificates that are all in service.
+// BenchmarkNoopPass is a pass over certificates that are all in service with a real HAProxy.
 func BenchmarkNoopPass(b *testing.B) {
-	f := newFleet(b, fakeBackend, 1000, 0)
+	f := newRealFleet(b)
 	f.pass()
 	f.pass()
 	b.ReportAllocs()
@@ -531,15 +531,25 @@ func BenchmarkNoopPass(b *testing.B) {
 	b.ReportMetric(float64(e.opens), "opens/op")
 }
 
-// BenchmarkNewPid is the pass after HAProxy was started anew, without its start.
-func BenchmarkNewPid(b *testing.B) {
-	f := newFleet(b, fakeBackend, 1000, 0)
+// BenchmarkLookAtAll is the pass that looks at all again, as after a new Pid.
+func BenchmarkLookAtAll(b *testing.B) {
+	f := newRealFleet(b)
 	f.pass()
-	fake := f.server.(*haproxytest.Fake)
-	pid := os.Getpid()
-	for b.Loop() {
-		pid++
-		fake.Pid(pid)
-		f.pass()
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		f.command(fmt.Sprintf("new ssl cert %s\n", f.path(fmt.Sprintf("bundles/by-hand-%d.pem", i))))
+		b.StartTimer()
+		if e := f.pass(); e.shakes != len(f.targets) {
+			b.Fatalf("%d handshakes", e.shakes)
+		}
 	}
+}
+
+func newRealFleet(b *testing.B) *fleet {
+	const version = "3.2"
+	binary, ok := haproxytest.Find(version)
+	if !ok {
+		b.Skipf("HAProxy %s is not installed: run scripts/deps.sh", version)
+	}
+	return newFleet(b, realBackend(binary), 5*many(realBackend(binary)), 0)
 }

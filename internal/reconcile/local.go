@@ -256,15 +256,19 @@ func (n *Node) activate(ctx context.Context, generations []cert.Generation) []cl
 	}
 	var targets []cluster.Target
 	var out []cluster.Placement
-	held, _ := n.Store.Generations(ctx) // for the names of earlier ones only; where that fails, Summary says so
-	aim := n.aim(held)
+	// For the names of earlier ones, where a bundle is loaded; that they cannot be listed costs a name.
+	held := sync.OnceValue(func() map[cert.Slot][]cert.Generation {
+		held, _ := n.Store.Generations(ctx)
+		return bySlot(held)
+	})
+	to := aim{n, n.Settings.catalog(), held}
 	for _, g := range generations {
 		summary, err := n.Store.Summary(ctx, g)
 		if err != nil {
 			out = append(out, failedPlacement(g.Slot, cluster.Failure, fmt.Errorf("generation %s: %w", g.Fingerprint.Short(), err)))
 			continue
 		}
-		targets = append(targets, aim.target(g.Slot, g, summary))
+		targets = append(targets, to.target(g.Slot, g, summary))
 	}
 	return append(out, n.eachProxy(ctx, targets, cluster.Failure, func(p Proxy) ([]cluster.Placement, error) { return p.Activate(ctx, targets) })...)
 }
@@ -280,16 +284,22 @@ func (n *Node) inspect(ctx context.Context, slots []cert.Slot) ([]cluster.Placem
 	if err != nil {
 		return nil, err
 	}
+	return n.inspectHeld(ctx, held, records, slots), nil
+}
+
+// inspectHeld is inspect with what is held.
+func (n *Node) inspectHeld(ctx context.Context, held []cert.Generation, records cluster.Records, slots []cert.Slot) []cluster.Placement {
 	var targets []cluster.Target
-	aim := n.aim(held)
+	of := bySlot(held)
+	to := aim{n, n.Settings.catalog(), func() map[cert.Slot][]cert.Generation { return of }}
 	for _, slot := range slots {
-		if aim.configured.displaced(slot) {
+		if to.configured.displaced(slot) {
 			continue
 		}
-		newest, summary := n.newestReadable(ctx, aim.held[slot], records.Tombstones, slot)
-		targets = append(targets, aim.target(slot, newest, summary))
+		newest, summary := n.newestReadable(ctx, of[slot], records.Tombstones, slot)
+		targets = append(targets, to.target(slot, newest, summary))
 	}
-	return n.eachProxy(ctx, targets, "", func(p Proxy) ([]cluster.Placement, error) { return p.Inspect(ctx, targets) }), nil
+	return n.eachProxy(ctx, targets, "", func(p Proxy) ([]cluster.Placement, error) { return p.Inspect(ctx, targets) })
 }
 
 // eachProxy asks the HAProxies side by side: one that hangs delays no other. What one does not answer for has a
@@ -334,10 +344,8 @@ func unanswered(targets []cluster.Target, answered []cluster.Placement, proxy st
 type aim struct {
 	n          *Node
 	configured catalog
-	held       map[cert.Slot][]cert.Generation
+	held       func() map[cert.Slot][]cert.Generation
 }
-
-func (n *Node) aim(held []cert.Generation) aim { return aim{n, n.Settings.catalog(), bySlot(held)} }
 
 // target is a slot as it should be: g in service, whose bundle has what summary says; zero where there is none. The
 // bundles are read where the adapter needs them.
@@ -346,8 +354,9 @@ func (a aim) target(slot cert.Slot, g cert.Generation, summary cert.Summary) clu
 	if c, ok := a.configured[slot.Name]; ok {
 		t.Domains, t.Path, t.Both = c.Domains, c.Path, len(c.KeyTypes) > 1
 	}
-	others := a.held[slot]
-	t.Load = func(ctx context.Context) (*cert.Bundle, []*cert.Bundle, error) { return a.n.load(ctx, g, others) }
+	t.Load = func(ctx context.Context) (*cert.Bundle, []*cert.Bundle, error) {
+		return a.n.load(ctx, g, a.held()[slot])
+	}
 	if !g.IsZero() {
 		// What is served is asked for under the names that the bundle has: a name that was just added to the
 		// configuration is served only by the next generation.
@@ -406,11 +415,8 @@ func (n *Node) Status(ctx context.Context) (cluster.NodeStatus, error) {
 			newest = append(newest, g)
 		}
 	}
-	placements, problem := n.inspect(ctx, slots)
+	placements := n.inspectHeld(ctx, held, records, slots)
 	status := n.identity(ctx) // after the looks, which may have set torn files aside
-	if problem != nil {
-		status.Problems = append(status.Problems, problem.Error())
-	}
 	status.Held, status.Placements = newest, placements
 	status.Unconfigured = n.Settings.catalog().unconfigured(slotsOf(newest))
 	return status, nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ type world struct {
 	kept   map[cert.Fingerprint]cert.Generation // the first generation that each bundle was kept as
 	free   map[cert.Fingerprint]bool            // what a MASTER released
 	lax    bool                                 // promise 4 is not looked at: a peer that is reached does not count
+	large  bool                                 // too many certificates to look at the promises for each
 }
 
 // host is one node.
@@ -273,9 +275,17 @@ type disk struct {
 	Store
 	host *host
 
+	// bundles counts those that were asked for.
+	bundles atomic.Int64
+
 	mu     sync.Mutex
 	full   bool
 	merges func(cluster.Records) error
+}
+
+func (d *disk) Bundle(ctx context.Context, g cert.Generation) (*cert.Bundle, error) {
+	d.bundles.Add(1)
+	return d.Store.Bundle(ctx, g)
 }
 
 func (d *disk) setFull(full bool) {
@@ -305,6 +315,9 @@ func (d *disk) Keep(ctx context.Context, k cluster.Kept) error {
 		return err
 	}
 	w := d.host.w
+	if w.large {
+		return d.Store.Keep(ctx, k)
+	}
 	before := d.host.newest(k.Generation.Slot)
 	if err := d.Store.Keep(ctx, k); err != nil {
 		return err
@@ -464,6 +477,7 @@ type fakeProxy struct {
 	down, full, noVerify     bool
 	rejects, shows           bool // refuses what is new; shows another one than it has
 	hang                     bool
+	remembers                bool // loads nothing for what is in service, as HAProxy's adapter does
 	err                      error
 	activations, inspections int
 }
@@ -541,6 +555,11 @@ func (p *fakeProxy) Activate(ctx context.Context, targets []cluster.Target) ([]c
 
 // loaded reads the bundles of each target, as HAProxy's adapter does where it knows nothing of it.
 func (p *fakeProxy) loaded(ctx context.Context, t cluster.Target) cluster.Target {
+	has := func(b *cert.Bundle) bool { return b != nil && b.Fingerprint() == t.Generation.Fingerprint }
+	if p.remembers && has(p.files[t.Slot]) && has(p.memory[t.Slot]) {
+		t.Bundle = p.files[t.Slot]
+		return t
+	}
 	t, err := t.Loaded(ctx)
 	if err != nil {
 		p.host.w.Errorf("%s: load %s: %v", p.host.name, t.Slot, err)
@@ -628,7 +647,7 @@ func (w *world) everywhereFirst(h *host, r cluster.Release) {
 		return // it may come back with the records of a peer
 	}
 	for _, other := range w.hosts {
-		if w.lax || other != h && (h.links[other.name].broken() || other.disk.isFull()) {
+		if w.lax || w.large || other != h && (h.links[other.name].broken() || other.disk.isFull()) {
 			continue
 		}
 		held, err := other.disk.Store.Generations(context.Background())
@@ -657,6 +676,8 @@ type link struct {
 	lie   func(*cluster.Inventory)
 	fetch func(generations []cert.Generation, each func(cluster.Kept) error) error
 	stage func([]cluster.Kept) ([]cluster.StageResult, error)
+	// status, where set, is the error that the peer answers when it is asked for its status.
+	status func() error
 }
 
 func (l *link) set(change func()) {
@@ -754,6 +775,9 @@ func (l *link) Release(ctx context.Context, releases []cluster.Release) ([]clust
 func (l *link) Status(ctx context.Context) (cluster.NodeStatus, error) {
 	if err := l.call(ctx, "status"); err != nil {
 		return cluster.NodeStatus{}, err
+	}
+	if l.status != nil {
+		return cluster.NodeStatus{}, l.status()
 	}
 	return l.to.Node.Status(ctx)
 }

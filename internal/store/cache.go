@@ -53,7 +53,7 @@ type listing struct {
 func (s *Store) newListing() *listing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &listing{s: s, old: s.cache.folders, next: map[string]folder{}}
+	return &listing{s: s, old: s.cache.folders, next: make(map[string]folder, len(s.cache.folders))}
 }
 
 // end keeps what was learned for the next walk. all is what it found.
@@ -125,10 +125,7 @@ func (s *Store) Summary(ctx context.Context, g cert.Generation) (cert.Summary, e
 	known, ok := s.cache.summaries[rel]
 	s.mu.Unlock()
 	now := time.Now()
-	id := fileid.ID{}
-	if info, err := os.Lstat(s.path(rel)); err == nil && info.Mode().IsRegular() {
-		id = fileid.Of(info)
-	}
+	id := s.lstat(rel)
 	if ok && !id.IsZero() && known.id == id {
 		return known.Summary, ctx.Err()
 	}
@@ -143,6 +140,15 @@ func (s *Store) Summary(ctx context.Context, g cert.Generation) (cert.Summary, e
 		s.cache.summaries[rel] = summary{id, out}
 	}
 	return out, nil
+}
+
+// lstat is the ID of the regular file at rel; zero where there is none.
+func (s *Store) lstat(rel string) fileid.ID {
+	info, err := os.Lstat(s.path(rel))
+	if err != nil || !info.Mode().IsRegular() {
+		return fileid.ID{}
+	}
+	return fileid.Of(info)
 }
 
 // remembered finds a record whose file has not changed since it was read.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"certsync/internal/cluster"
+	"certsync/internal/fileid"
 )
 
 // relists is how often a folder is listed again because a file vanished between the listing and its read.
@@ -107,12 +108,21 @@ func (s *Store) verdicts() ([]cluster.Tombstone, []cluster.Release, error) {
 type list[T any] struct {
 	items []T
 	raw   []byte
+	// id is that of the file, where a change of it must show.
+	id fileid.ID
 }
 
 // readList reads a file that holds a list; none where there is no such file. The ledger of 10,000 certificates takes
-// long to decode and is read at each change, so that the last one of each name is remembered: the same bytes are the
-// same list.
+// long to decode and is asked for at each step, so that the last one of each name is remembered: the same file that has
+// not changed, or the same bytes, are the same list.
 func readList[T any](s *Store, rel string) (list[T], []finding, error) {
+	s.mu.Lock()
+	last, ok := s.decoded[rel].(list[T])
+	s.mu.Unlock()
+	if ok && !last.id.IsZero() && last.id == s.lstat(rel) {
+		return last.own(), nil, nil
+	}
+	now := time.Now() // of the host: file systems know no other
 	data, info, err := s.readFile(rel)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -122,9 +132,6 @@ func readList[T any](s *Store, rel string) (list[T], []finding, error) {
 	case err != nil:
 		return list[T]{}, nil, err
 	}
-	s.mu.Lock()
-	last, ok := s.decoded[rel].(list[T])
-	s.mu.Unlock()
 	if !ok || !bytes.Equal(last.raw, data) {
 		items, f, err := parseRecord[[]T](s, rel, data, info)
 		if err != nil {
@@ -134,12 +141,18 @@ func readList[T any](s *Store, rel string) (list[T], []finding, error) {
 			return list[T]{}, []finding{*f}, nil
 		}
 		last = list[T]{items: items, raw: data}
-		s.mu.Lock()
-		s.decoded[rel] = last
-		s.mu.Unlock()
 	}
-	return list[T]{items: slices.Clone(last.items), raw: last.raw}, nil, nil
+	if last.id = (fileid.ID{}); fileid.Of(info).Settled(now) {
+		last.id = fileid.Of(info)
+	}
+	s.mu.Lock()
+	s.decoded[rel] = last
+	s.mu.Unlock()
+	return last.own(), nil, nil
 }
+
+// own is the list for a caller, which may change it.
+func (l list[T]) own() list[T] { return list[T]{items: slices.Clone(l.items), raw: l.raw} }
 
 // readRecord reads one file. A bad one is a finding and no error; that of a newer certsync is cluster.ErrNewerFormat.
 func readRecord[T any](s *Store, rel string) (v T, f *finding, err error) {
