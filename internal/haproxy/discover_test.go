@@ -562,18 +562,6 @@ func TestWhatIsDiscoveredCanBeSeen(t *testing.T) {
 	}
 }
 
-// freePort is a port on which nothing listens on any loopback address.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
 // discovering is a proxy that finds its binds in the site's configuration.
 func (s *site) discovering(c *calls, change ...func(*haproxy.Config)) *haproxy.Proxy {
 	s.t.Helper()

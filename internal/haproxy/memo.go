@@ -34,8 +34,8 @@ const sideBySide = 8
 //   - neither the bundle's file nor one that could hide it has changed (package fileid says what that sees);
 //   - HAProxy's list has the same names for that file.
 //
-// Where HAProxy has another Pid, or its list, our crt-list file, or anything that we did there has changed since, all are
-// looked at again: fingerprint and handshake, without reading a file. Else a sample is, the longest not looked at first:
+// Where HAProxy has another Pid, or its list, its configuration, our crt-list file, whether this node is MASTER, or anything
+// that we did there has changed since, all are looked at again: fingerprint and handshake, without reading a file. Else a sample is, the longest not looked at first:
 // an old certificate that somebody put back by hand over the runtime socket, which none of the above shows, is found
 // within sampleShare passes (within the next one, of up to minSample certificates).
 type memo struct {
@@ -50,8 +50,8 @@ type proof struct {
 	want  cert.Fingerprint
 	path  string
 	files [3]fileid.ID
-	// key is where the index of names has the file.
-	key string
+	// real is the bundle's file, links followed; key is where the index of names has it.
+	real, key string
 	// names are HAProxy's for it. They all hold the leaf with this SHA-1.
 	names []string
 	sha1  string
@@ -71,11 +71,20 @@ type circumstances struct {
 	crtList fileid.ID
 	// changes counts what we changed in HAProxy's memory.
 	changes uint64
+	// layout is what was read of HAProxy's configuration, nil where it is not looked into; master tells whether virtual
+	// addresses could be asked.
+	layout *layout
+	master bool
 }
 
-func (s *survey) circumstances() circumstances {
-	return circumstances{pid: s.process.Pid, names: sha256.Sum256([]byte(strings.Join(s.listing.names, "\n"))),
-		crtList: fileid.Stat(s.p.config.CrtList), changes: s.p.runtime.changes.Load()}
+func (s *survey) circumstances(ctx context.Context) circumstances {
+	c := circumstances{pid: s.process.Pid, names: sha256.Sum256([]byte(strings.Join(s.listing.names, "\n"))),
+		crtList: fileid.Stat(s.p.config.CrtList), changes: s.p.runtime.changes.Load(), master: len(s.p.config.Virtual) > 0 && s.p.isMaster()}
+	if len(s.p.verify) == 0 && len(s.p.config.Files) > 0 {
+		s.discover(ctx)
+		c.layout = s.layout
+	}
+	return c
 }
 
 // glimpse is what stat(2) tells of the files that decide what HAProxy serves for a target.
@@ -117,7 +126,7 @@ func (a *activation) remember(v *view, pl cluster.Placement) cluster.Placement {
 	if pl.Outcome != cluster.Unchanged && pl.Outcome != cluster.Unproven || pl.Disk.Note != "" || pl.Memory.Note != "" || !v.before.settled() {
 		return pl
 	}
-	pr := proof{want: v.Bundle.Fingerprint(), path: v.path, files: v.before.files, sha1: v.Bundle.SHA1(), ask: append([]string{}, v.probeNames()...), placement: pl}
+	pr := proof{want: v.Bundle.Fingerprint(), path: v.path, real: v.real, files: v.before.files, sha1: v.Bundle.SHA1(), ask: append([]string{}, v.probeNames()...), placement: pl}
 	pr.key, _ = a.names.real(v.path)
 	for _, e := range v.entries {
 		pr.names = append(pr.names, e.name)
@@ -190,7 +199,7 @@ func (s *survey) recall(ctx context.Context, targets []cluster.Target) []*cluste
 	if s.err != nil {
 		return out // HAProxy's memory cannot be asked, and that is to be told of each
 	}
-	s.now = s.circumstances()
+	s.now = s.circumstances(ctx)
 	var standing []*recalled
 	for i, t := range targets {
 		if pr, ok := s.p.memo.of(t.Slot); ok && s.stands(t, pr) {
@@ -245,7 +254,10 @@ func (s *survey) again(ctx context.Context, r *recalled) *cluster.Placement {
 	if !r.look && pl.Proof == cluster.Proven {
 		return &pl
 	}
-	v := view{Target: r.t, path: r.path, ask: r.ask, placement: pl}
+	v := view{Target: r.t, path: r.path, real: r.real, ask: r.ask, placement: pl}
+	for _, name := range r.names {
+		v.entries = append(v.entries, entry{name: name, loaded: loaded{Status: "Used", SHA1: r.sha1}})
+	}
 	v.placement.Pid = s.process.Pid
 	right := ctx.Err() == nil && (!r.look || s.holds(ctx, r.proof)) && s.proves(ctx, &v)
 	switch {

@@ -74,7 +74,7 @@ func (s *survey) handshake(ctx context.Context, v *view) {
 		v.unproven(notes[0], "")
 	case !asked:
 		v.unproven("the crt-list's filters leave none of its names to ask for", "")
-	case v.placement.Proof != cluster.Proven && v.Bundle != nil:
+	case v.placement.Proof != cluster.Proven && !v.Wanted().IsZero():
 		v.unproven("no bind that may serve it answers", "")
 	}
 }

@@ -207,6 +207,8 @@ func (s *survey) spots(ctx context.Context, v *view) (spots []spot, why, mend st
 	case len(s.p.config.Files) == 0:
 		return nil, "set haproxy.verify to the address of an ssl bind", ""
 	}
+	s.finding.Lock()
+	defer s.finding.Unlock()
 	s.discover(ctx)
 	x := s.names
 	if x == nil {

@@ -672,7 +672,7 @@ func TestContractNoHandshakeAndNoConnectionIsLostInAReload(t *testing.T) {
 		}
 		s := newSite(t, b, "crt DIR/elsewhere/first.pem", exposed)
 		s.put("elsewhere/first.pem", named(t, "first").PEM())
-		port := freePort(t)
+		port := "127.0.0.1:" + freePort(t)
 		s.edit("timeout client 5s", "timeout client 60s")
 		s.edit("bind DIR/tls.sock ssl crt DIR/elsewhere/first.pem", "bind DIR/tls.sock ssl crt DIR/elsewhere/first.pem\n  bind "+port+" ssl crt DIR/elsewhere/first.pem")
 		configure := start(s)
@@ -699,16 +699,6 @@ func TestContractNoHandshakeAndNoConnectionIsLostInAReload(t *testing.T) {
 			t.Errorf("a connection is open, and the log has no old worker: %+v", log)
 		}
 	})
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // clients make handshakes and requests one after the other while do runs, and a few more after it.

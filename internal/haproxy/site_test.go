@@ -8,9 +8,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -346,3 +348,24 @@ func (c *tapped) Write(p []byte) (int, error) {
 	}
 	return c.Conn.Write(p)
 }
+
+// freePort is a port on loopback that nothing listens on, below the range that outgoing connections are given theirs from
+// (32768 and up on Linux, 49152 on FreeBSD): else a client could hold it while a server that had it starts again.
+func freePort(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		port := strconv.Itoa(12_000 + rand.IntN(7_000))
+		if _, given := portsGiven.LoadOrStore(port, true); given {
+			continue
+		}
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			_ = l.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
+
+// portsGiven are those that freePort has given.
+var portsGiven sync.Map

@@ -31,6 +31,8 @@ type survey struct {
 	// brief tells that an address whose handshake took too long is dead too: to inspect is not worth the wait for each
 	// target of a HAProxy that hangs.
 	brief bool
+	// finding is held by whoever looks for what to handshake with: names, layout and reach are filled on the way.
+	finding sync.Mutex
 	// layout and reach say where each file is served; nil until they are asked for.
 	layout *layout
 	reach  *reach
