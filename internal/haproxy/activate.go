@@ -36,6 +36,8 @@ type activation struct {
 	files map[string]bool
 	// waiting are the targets that a reload may bring in service, once all others are done.
 	waiting []waiting
+	// masterUp tells that the master has a worker; nil until it was asked.
+	masterUp *bool
 }
 
 // undo is what to do, in reverse order, where a step fails.
