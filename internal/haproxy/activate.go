@@ -40,6 +40,8 @@ type activation struct {
 	running map[string]bool
 	// lists are the crt-lists and folders of HAProxy, each with the lines of its certificates; nil until asked for.
 	lists map[string]map[string][]int
+	// masterUp tells that the master has a worker; nil until it was asked.
+	masterUp *bool
 }
 
 // undo is what to do, in reverse order, where a step fails.

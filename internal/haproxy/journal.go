@@ -20,6 +20,7 @@ import (
 //	lock                 flock(2) of whoever is changing this HAProxy; the kernel releases it on death
 //	owned/               a file for each bundle file that certsync wrote, holding its path
 //	transaction-ID.json  the transaction that certsync has open in the HAProxy with that socket
+//	reload-ID.json       the last reload of it, and what that did not bring in service
 //	originals/           what stood where certsync wrote for the first time, kept for good
 //	previous/            what stood there before the last write
 type journal struct {

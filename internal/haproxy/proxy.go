@@ -71,6 +71,9 @@ type Config struct {
 	// ReloadInterval is the shortest time between two reloads; 1 min by default, since each keeps a whole old worker for
 	// as long as its connections last.
 	ReloadInterval time.Duration
+	// ReloadSettle is how long a handshake may show something else after HAProxy's Pid has changed, since the old process
+	// accepts what had been in its queue; 5 s by default.
+	ReloadSettle time.Duration
 	// For the discovery of what to handshake with, where Verify is empty.
 	// Virtual are the addresses of CARP: none is connected to unless Master says that this node is MASTER. nil means never.
 	Virtual []netip.Addr
@@ -180,7 +183,7 @@ func withDefaults(c Config) Config {
 		value time.Duration
 	}{{&c.CommandTimeout, 30 * time.Second}, {&c.Wait, 15 * time.Second}, {&c.ProbeTimeout, 5 * time.Second}, {&c.UndoTimeout, 30 * time.Second},
 		{&c.InspectTimeout, 8 * time.Second},
-		{&c.CheckTimeout, 2 * time.Minute}, {&c.ReloadTimeout, 2 * time.Minute}, {&c.ReloadInterval, time.Minute}} {
+		{&c.CheckTimeout, 2 * time.Minute}, {&c.ReloadTimeout, 2 * time.Minute}, {&c.ReloadInterval, time.Minute}, {&c.ReloadSettle, 5 * time.Second}} {
 		if *d.field <= 0 {
 			*d.field = d.value
 		}

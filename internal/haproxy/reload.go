@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"certsync/internal/cert"
@@ -79,7 +80,7 @@ func (a *activation) later(ctx context.Context, v view, u undo, cause error) clu
 	case why == "" || ctx.Err() != nil:
 		return placed
 	case !a.p.reloads():
-		placed.Hint += "; certsync does it by itself where haproxy.master_socket or haproxy.reload is set"
+		placed.Hint = strings.TrimPrefix(placed.Hint+"; certsync reloads HAProxy by itself where haproxy.master_socket or haproxy.reload is set", "; ")
 		return placed
 	case placed.Proof == cluster.Proven && (v.memoryErr != nil || len(v.entries) == 0):
 		// A HAProxy that is to be reloaded for every change has nothing to be mended.
@@ -99,13 +100,17 @@ func (a *activation) later(ctx context.Context, v view, u undo, cause error) clu
 	return placed
 }
 
-// masterServes tells whether a HAProxy whose runtime socket nobody listens on runs all the same.
+// masterServes tells whether a HAProxy whose runtime socket nobody listens on runs all the same. It is asked once.
 func (a *activation) masterServes(ctx context.Context, cause error) bool {
 	if a.p.master == nil || !errors.Is(cause, cluster.ErrNotRunning) {
 		return false
 	}
-	w, err := a.p.master.workers(ctx, 0)
-	return err == nil && w.serving() > 0
+	if a.masterUp == nil {
+		w, err := a.p.master.workers(ctx, 0)
+		up := err == nil && w.serving() > 0
+		a.masterUp = &up
+	}
+	return *a.masterUp
 }
 
 // hold is a target that is in HAProxy's memory, or may be, and that is undone unless a reload helps.
@@ -273,7 +278,7 @@ func (a *activation) make(ctx context.Context, log *reloadLog, r *reloader) (pid
 	failpoint.Hit("haproxy.reloaded")
 	// A transaction ends with its process; where its record stays, its Pid says so.
 	_ = a.p.journal.end()
-	a.pending, a.size, a.managed = nil, 0, nil
+	a.pending, a.size, a.managed, a.running, a.lists = nil, 0, nil, nil, nil
 	log.NewPid, log.Result = pid, reloadResult
 	return pid, nil
 }
@@ -320,14 +325,10 @@ func (a *activation) judge(ctx context.Context, log reloadLog, r *reloader, pid 
 	return a.saved(log, out)
 }
 
-// settleTime is how long a handshake may show something else after HAProxy's Pid has changed: the old process accepts
-// what had been in its queue.
-const settleTime = 5 * time.Second
-
 // lookAgain surveys HAProxy anew and looks at each target until it is in service, or it is certain that it is not.
 func (a *activation) lookAgain(ctx context.Context, pid int) []view {
 	views := make([]view, len(a.waiting))
-	wait := settleTime
+	wait := a.p.config.ReloadSettle
 	if pid == 0 { // nothing but a handshake tells that the new process serves
 		wait = a.p.config.ReloadTimeout
 	}

@@ -32,9 +32,14 @@ const exposed = "stats socket DIR/admin.sock level admin mode 600 expose-fd list
 // a service's script, on every HAProxy.
 func eachWay(t *testing.T, test func(t *testing.T, b backend, start func(s *site) func(*haproxy.Config))) {
 	each(t, func(t *testing.T, b backend) {
-		t.Run("master", func(t *testing.T) { test(t, b, (*site).startMaster) })
-		if b.version != "" {
-			t.Run("command", func(t *testing.T) { test(t, b, (*site).startDaemon) })
+		for name, start := range map[string]func(*site) func(*haproxy.Config){"master": (*site).startMaster, "command": (*site).startDaemon} {
+			if name == "command" && b.version == "" {
+				continue // the fake is no process of its own
+			}
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(t, b, start)
+			})
 		}
 	})
 }
@@ -73,7 +78,7 @@ func (s *site) startDaemon() func(*haproxy.Config) {
 
 // reloadable sets what every way needs. The check of the fake is a script that refuses what is no PEM, in HAProxy's words.
 func (s *site) reloadable(c *haproxy.Config) {
-	c.Files, c.ReloadTimeout, c.ReloadInterval = []string{s.config}, 20*time.Second, time.Nanosecond
+	c.Files, c.ReloadTimeout, c.ReloadInterval, c.ReloadSettle = []string{s.config}, 20*time.Second, time.Nanosecond, 1500*time.Millisecond
 	c.Check = []string{s.b.binary.Path, "-c", "-f", s.config}
 	if s.b.version == "" {
 		c.Check = []string{"sh", "-c", `for f in "$0"/bundles/*; do grep -q BEGIN "$f" || { echo "[ALERT]    (7) : config : parsing [x:9] : unable to load certificate from file '$f'."; exit 1; }; done`, s.dir}
@@ -241,6 +246,7 @@ func TestContractAReloadRestoresTheOrderOfDuplicates(t *testing.T) {
 
 func TestContractADuplicateThatHidesForGoodIsReloadedForOnce(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
+		t.Parallel()
 		s, old := withOld(t, b, "crt DIR/bundles/", exposed)
 		hides := generation(t)
 		s.put("bundles/aaa.pem", hides.PEM())
@@ -788,6 +794,7 @@ func TestContractWithoutAnAdminSocketEveryChangeIsAReload(t *testing.T) {
 
 func TestContractAnEmptyAnswerIsMendedByAReload(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
+		t.Parallel()
 		for _, at := range []string{"set ssl cert ", "commit ssl cert "} {
 			s, old := withOld(t, b, "crt DIR/bundles/", exposed)
 			configure := s.startMaster()
@@ -811,6 +818,7 @@ func TestContractAnEmptyAnswerIsMendedByAReload(t *testing.T) {
 // holds the same leaf.
 func TestContractAnOpenTransactionIsNotOursAfterAReload(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
+		t.Parallel()
 		s, old := withOld(t, b, "crt DIR/bundles/", exposed)
 		configure := s.startMaster()
 		dead := false
@@ -858,6 +866,7 @@ func (s *site) quietPid() string {
 // What a reload brought into HAProxy and clients do not get goes back, by another reload where the run time cannot.
 func TestContractWhatAReloadBroughtAndClientsDoNotGetGoesBack(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
+		t.Parallel()
 		s, old := withOld(t, b, "crt DIR/bundles/", "stats socket DIR/admin.sock level operator mode 600 expose-fd listeners")
 		p := s.proxy(s.startMaster(), func(c *haproxy.Config) { c.ReloadInterval = time.Hour })
 		// A name that the bind does not have: the handshake for it shows the bind's default, which is not ours.
@@ -874,6 +883,18 @@ func TestContractWhatAReloadBroughtAndClientsDoNotGetGoesBack(t *testing.T) {
 			t.Errorf("%s", got.Error)
 		}
 	})
+}
+
+func TestWhereTheMasterDoesNotAnswerTheCommandReloads(t *testing.T) {
+	s, configure := newFile(t, fakeBackend, (*site).startMaster)
+	p := s.proxy(configure, func(c *haproxy.Config) {
+		c.MasterSocket, c.ReloadTimeout = s.path("nothing.sock"), 200*time.Millisecond
+		c.Reload = []string{"sh", "-c", `echo x >> "$0"`, s.path("count")}
+	})
+	got := s.activate(p, target(generation(t), "example"))
+	if got.Outcome != cluster.DiskOnly || string(s.take("count")) != "x\n" {
+		t.Errorf("outcome %q, command run %q: %s", got.Outcome, s.take("count"), describe(got))
+	}
 }
 
 func TestWithoutAWayToReloadTheHintNamesThem(t *testing.T) {
