@@ -209,7 +209,18 @@ func (p *Proxy) strays(ctx context.Context, u use, files map[string]bool, target
 		}
 	}
 	f.strays = seen
-	return out
+	return p.fewOf(out)
+}
+
+// mostStrays is how many strays are told one by one: a folder that was mixed up says little more with each.
+const mostStrays = 20
+
+func (p *Proxy) fewOf(strays []cluster.Hazard) []cluster.Hazard {
+	more := len(strays) - mostStrays
+	if more <= 0 {
+		return strays
+	}
+	return append(strays[:mostStrays:mostStrays], p.hazard(p.config.BundleDir, "move them out of the folder", "%d more of its files are in HAProxy's way like these", more))
 }
 
 // list brings foreign up to date. The listing is taken again only where one of the folders changed since, or changed so
