@@ -54,7 +54,8 @@ func leafOnly(b *cert.Bundle) []byte { return b.CertificatesPEM() }
 func encrypted(t *testing.T, b *cert.Bundle) []byte {
 	t.Helper()
 	block, _ := pem.Decode(b.KeyPEM())
-	locked, err := x509.EncryptPEMBlock(strings.NewReader(strings.Repeat("salt", 16)), "PRIVATE KEY", block.Bytes, []byte("x"), x509.PEMCipherAES256) //nolint:staticcheck // what old tools write
+	//lint:ignore SA1019 it is what old tools write
+	locked, err := x509.EncryptPEMBlock(strings.NewReader(strings.Repeat("salt", 16)), "PRIVATE KEY", block.Bytes, []byte("x"), x509.PEMCipherAES256)
 	if err != nil {
 		t.Fatal(err)
 	}

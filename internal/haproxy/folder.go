@@ -29,10 +29,14 @@ const hazardsTimeout = 3 * time.Second
 func (p *Proxy) Hazards(ctx context.Context, targets []cluster.Target) []cluster.Hazard {
 	ctx, cancel := context.WithTimeout(ctx, min(p.config.InspectTimeout, hazardsTimeout))
 	defer cancel()
-	files := map[string]bool{}
-	for _, t := range targets {
-		files[p.file(t)] = true
-	}
+	// Thousands of targets are gone through only where something strange lies there.
+	files := sync.OnceValue(func() map[string]bool {
+		files := make(map[string]bool, len(targets))
+		for _, t := range targets {
+			files[p.file(t)] = true
+		}
+		return files
+	})
 	out := slices.Concat(p.openTransaction(ctx), p.openFolder(), p.danglingLines(files))
 	if u := p.folderUse(ctx); u != notLoaded {
 		out = append(out, p.strays(ctx, u, files, targets)...)
@@ -89,7 +93,7 @@ func (p *Proxy) openFolder() []cluster.Hazard {
 
 // danglingLines are the lines of the crt-list that HAProxy will not start with. files are configured: what is missing
 // of them is written.
-func (p *Proxy) danglingLines(files map[string]bool) []cluster.Hazard {
+func (p *Proxy) danglingLines(files func() map[string]bool) []cluster.Hazard {
 	file := p.config.CrtList
 	if file == "" {
 		return nil
@@ -101,7 +105,7 @@ func (p *Proxy) danglingLines(files map[string]bool) []cluster.Hazard {
 	}
 	var out []cluster.Hazard
 	for _, path := range lines.absolute {
-		if !files[path] && !loadable(path) {
+		if !loadable(path) && !files()[path] {
 			out = append(out, p.hazard(file, "take the line out", "it names %s, which does not exist: HAProxy will not start where a bind line names the list", path))
 		}
 	}
@@ -175,7 +179,7 @@ type folder struct {
 }
 
 // strays are the files of the bundle folder that will break HAProxy's next start, or may be shown instead of a target's.
-func (p *Proxy) strays(ctx context.Context, u use, files map[string]bool, targets []cluster.Target) []cluster.Hazard {
+func (p *Proxy) strays(ctx context.Context, u use, files func() map[string]bool, targets []cluster.Target) []cluster.Hazard {
 	f := &p.folder
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -183,12 +187,12 @@ func (p *Proxy) strays(ctx context.Context, u use, files map[string]bool, target
 		return nil // there is none, or the placements tell
 	}
 	const hint = "move it out of the folder"
-	covered := coverage(targets)
+	covered := sync.OnceValue(func() covering { return coverage(targets) })
 	seen := map[string]stray{}
 	var out []cluster.Hazard
 	for _, name := range f.foreign {
 		path := filepath.Join(p.config.BundleDir, name)
-		if files[path] {
+		if files()[path] {
 			continue // its placement tells of it
 		}
 		s := look(path, f.strays[name])
@@ -203,13 +207,24 @@ func (p *Proxy) strays(ctx context.Context, u use, files map[string]bool, target
 		case s.problem != "":
 			out = append(out, p.hazard(path, hint, "HAProxy will not start with it if it loads the folder: %s", s.problem))
 		default:
-			if name, slot := covered.by(s); slot.Name != "" {
+			if name, slot := covered().by(s); slot.Name != "" {
 				out = append(out, p.hazard(path, hint, "it is for %s too, as %s: HAProxy shows clients one of the two, and after its next start that may be this one", name, slot))
 			}
 		}
 	}
 	f.strays = seen
-	return out
+	return p.fewOf(out)
+}
+
+// mostStrays is how many strays are told one by one: a folder that was mixed up says little more with each.
+const mostStrays = 20
+
+func (p *Proxy) fewOf(strays []cluster.Hazard) []cluster.Hazard {
+	more := len(strays) - mostStrays
+	if more <= 0 {
+		return strays
+	}
+	return append(strays[:mostStrays:mostStrays], p.hazard(p.config.BundleDir, "move them out of the folder", "%d more of its files are in HAProxy's way like these", more))
 }
 
 // list brings foreign up to date. The listing is taken again only where one of the folders changed since, or changed so
