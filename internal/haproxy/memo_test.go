@@ -2,6 +2,7 @@ package haproxy_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -418,6 +419,63 @@ func TestInspectTellsWhenItSaw(t *testing.T) {
 			t.Error("a HAProxy that is down is said to run")
 		}
 	})
+}
+
+// Whoever asks for the status decides by it whether an activation is needed.
+func TestInspectTellsWhatAnActivationWouldMend(t *testing.T) {
+	s := newSite(t, fakeBackend, "crt DIR/bundles/")
+	old, b := issue(t, certtest.Options{}), issue(t, certtest.Options{})
+	both := target(old, "example", b)
+	both.Both = true
+	now := target(b, "example", old)
+	for _, tgt := range []cluster.Target{both, now} { // HAProxy does not run: no file is removed
+		if pl := s.proxyActivate(tgt); pl.Outcome != cluster.DiskOnly {
+			t.Fatalf("outcome %s\n%s", pl.Outcome, describe(pl))
+		}
+	}
+	if pl := s.inspect(s.proxy(), now); pl.Disk.Note != "" {
+		t.Errorf("nothing is wrong with it: %q", pl.Disk.Note)
+	}
+	bare, err := cert.New(b.Key(), b.Leaf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.put("bundles/example.pem", bare.PEM())
+	if pl := s.inspect(s.proxy(), now); pl.Disk.Fingerprint != b.Fingerprint() || pl.Disk.Note != "its chain is not as issued" {
+		t.Errorf("without its chain: %+v", pl.Disk)
+	}
+	s.put("bundles/example.pem", b.PEM())
+	s.put("bundles/example.pem.ecdsa", old.PEM())
+	if pl := s.inspect(s.proxy(), now); !strings.Contains(pl.Disk.Note, "example.pem.ecdsa, an earlier file of this certificate") {
+		t.Errorf("beside an earlier file: %+v", pl.Disk)
+	}
+}
+
+// proxyActivate activates without asking whether HAProxy could start.
+func (s *site) proxyActivate(tgt cluster.Target) cluster.Placement {
+	s.t.Helper()
+	out, err := s.proxy().Activate(context.Background(), []cluster.Target{tgt})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out[0]
+}
+
+func TestABundleThatCannotBeLoadedIsToldAndChangesNothing(t *testing.T) {
+	f := newFleet(t, fakeBackend, 3, 0)
+	f.targets[1].Load = func(context.Context) (*cert.Bundle, []*cert.Bundle, error) {
+		return nil, nil, errors.New("read the bundle: input/output error")
+	}
+	out, _ := f.activateAll(context.Background())
+	if out[0].Outcome != cluster.Unchanged || out[2].Outcome != cluster.Unchanged {
+		t.Errorf("the others: %s, %s", out[0].Outcome, out[2].Outcome)
+	}
+	if out[1].Outcome != cluster.Failure || !strings.Contains(out[1].Error, "input/output error") || len(f.wire.changing()) > 0 {
+		t.Errorf("outcome %s, %q, changes %q", out[1].Outcome, out[1].Error, f.wire.changing())
+	}
+	if out, _ := f.inspectAll(); !strings.Contains(out[1].Error, "input/output error") || out[1].Disk.IsZero() {
+		t.Errorf("inspected: %s", describe(out[1]))
+	}
 }
 
 // The first pass after a new Pid has no time to look at all: the next one begins with what was left out.

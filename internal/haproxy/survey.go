@@ -124,7 +124,7 @@ func (v *view) lookOnDisk() {
 		if v.exposed {
 			v.placement.Disk.Note = fmt.Sprintf("mode %04o: others can read the private key", info.Mode().Perm())
 		} else if v.Bundle != nil && v.disk.Fingerprint() == v.Bundle.Fingerprint() && !v.diskRight() {
-			v.placement.Disk.Note = "its chain or its form is not as issued"
+			v.placement.Disk.Note = "its chain is not as issued"
 		}
 	case errors.Is(v.diskErr, fs.ErrNotExist):
 		v.placement.Disk = cluster.Sighting{Note: "no file"}
