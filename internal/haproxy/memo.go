@@ -31,11 +31,13 @@ const sideBySide = 8
 // reads and asks only of what may have changed. It holds no bundle. A proof stands for as long as
 //
 //   - the slot is to have the same generation, at the same path, and that is valid now;
-//   - neither the bundle's file nor one that could hide it has changed (package fileid says what that sees);
+//   - neither the bundle's file, nor one that could hide it, nor our crt-list file has changed (package fileid says what
+//     that sees);
 //   - HAProxy's list has the same names for that file.
 //
-// Where HAProxy has another Pid, or its list, its configuration, our crt-list file, whether this node is MASTER, or anything
-// that we did there has changed since, all are looked at again: fingerprint and handshake, without reading a file. Else a sample is, the longest not looked at first:
+// Where HAProxy has another Pid, another list or another configuration, where this node became MASTER or is no more (as far
+// as that decides what may be asked), or where we have changed anything there since, all are looked at again: fingerprint
+// and handshake, without reading a file. Else a sample is, the longest not looked at first:
 // an old certificate that somebody put back by hand over the runtime socket, which none of the above shows, is found
 // within sampleShare passes (within the next one, of up to minSample certificates).
 type memo struct {
@@ -47,11 +49,13 @@ type memo struct {
 
 // proof is one slot as it was last found in service.
 type proof struct {
-	want  cert.Fingerprint
-	path  string
-	files [3]fileid.ID
-	// real is the bundle's file, links followed; key is where the index of names has it.
-	real, key string
+	want       cert.Fingerprint
+	path, real string
+	files      [3]fileid.ID
+	// crtList is the file of that name.
+	crtList fileid.ID
+	// key is where the index of names has the file.
+	key string
 	// names are HAProxy's for it. They all hold the leaf with this SHA-1.
 	names []string
 	sha1  string
@@ -67,8 +71,6 @@ type circumstances struct {
 	pid int
 	// names is a digest of HAProxy's list of certificates.
 	names [sha256.Size]byte
-	// crtList is the file of that name.
-	crtList fileid.ID
 	// changes counts what we changed in HAProxy's memory.
 	changes uint64
 	// layout is what was read of HAProxy's configuration, nil where it is not looked into; master tells whether virtual
@@ -79,7 +81,7 @@ type circumstances struct {
 
 func (s *survey) circumstances(ctx context.Context) circumstances {
 	c := circumstances{pid: s.process.Pid, names: sha256.Sum256([]byte(strings.Join(s.listing.names, "\n"))),
-		crtList: fileid.Stat(s.p.config.CrtList), changes: s.p.runtime.changes.Load(), master: len(s.p.config.Virtual) > 0 && s.p.isMaster()}
+		changes: s.p.runtime.changes.Load(), master: len(s.p.config.Virtual) > 0 && s.p.isMaster()}
 	if len(s.p.verify) == 0 && len(s.p.config.Files) > 0 {
 		s.discover(ctx)
 		c.layout = s.layout
@@ -90,13 +92,14 @@ func (s *survey) circumstances(ctx context.Context) circumstances {
 // glimpse is what stat(2) tells of the files that decide what HAProxy serves for a target.
 type glimpse struct {
 	// at is the host's clock before.
-	at    time.Time
-	files [3]fileid.ID
+	at      time.Time
+	files   [3]fileid.ID
+	crtList fileid.ID
 }
 
-// glimpse looks at the bundle's file and at those that could hide it. It reads none.
+// glimpse looks at the bundle's file, at those that could hide it, and at the crt-list. It reads none.
 func (p *Proxy) glimpse(t cluster.Target) glimpse {
-	g := glimpse{at: time.Now()} // of the host: file systems know no other
+	g := glimpse{at: time.Now(), crtList: fileid.Stat(p.config.CrtList)} // the host's clock: file systems know no other
 	for i, path := range append([]string{p.file(t)}, p.rivalPaths(t)...) {
 		g.files[i] = fileid.Stat(path)
 	}
@@ -105,7 +108,7 @@ func (p *Proxy) glimpse(t cluster.Target) glimpse {
 
 // settled tells that any change after the glimpse shows in the next one.
 func (g glimpse) settled() bool {
-	return !slices.ContainsFunc(g.files[:], func(id fileid.ID) bool { return !id.IsZero() && !id.Settled(g.at) })
+	return !slices.ContainsFunc(append(g.files[:], g.crtList), func(id fileid.ID) bool { return !id.IsZero() && !id.Settled(g.at) })
 }
 
 // rivalPaths are the files that the certificate of t has, or had, with other key types.
@@ -126,7 +129,7 @@ func (a *activation) remember(v *view, pl cluster.Placement) cluster.Placement {
 	if pl.Outcome != cluster.Unchanged && pl.Outcome != cluster.Unproven || pl.Disk.Note != "" || pl.Memory.Note != "" || !v.before.settled() {
 		return pl
 	}
-	pr := proof{want: v.Bundle.Fingerprint(), path: v.path, real: v.real, files: v.before.files, sha1: v.Bundle.SHA1(), ask: append([]string{}, v.probeNames()...), placement: pl}
+	pr := proof{want: v.Bundle.Fingerprint(), path: v.path, real: v.real, files: v.before.files, crtList: v.before.crtList, sha1: v.Bundle.SHA1(), ask: append([]string{}, v.probeNames()...), placement: pl}
 	pr.key, _ = a.names.real(v.path)
 	for _, e := range v.entries {
 		pr.names = append(pr.names, e.name)
@@ -213,16 +216,17 @@ func (s *survey) recall(ctx context.Context, targets []cluster.Target) []*cluste
 
 // stands tells whether nothing but HAProxy's memory can have changed of a target since it was proven.
 func (s *survey) stands(t cluster.Target, pr proof) bool {
-	want, now := t.Wanted(), s.p.config.Now()
+	want, clock := t.Wanted(), s.p.config.Now()
 	switch {
 	case want.IsZero(), want.Fingerprint != pr.want, s.p.file(t) != pr.path:
 		return false
-	case now.After(want.NotAfter), now.Add(cluster.MaxSkew).Before(want.NotBefore):
+	case clock.After(want.NotAfter), clock.Add(cluster.MaxSkew).Before(want.NotBefore):
 		return false
 	case pr.under.names != s.now.names && !slices.Equal(s.names.byPath[pr.key], pr.names):
 		return false
 	}
-	return s.p.glimpse(t).files == pr.files
+	now := s.p.glimpse(t)
+	return now.files == pr.files && now.crtList == pr.crtList
 }
 
 // sample marks what is to be looked at: what a change concerns, and of the others those that were not looked at for
@@ -255,10 +259,10 @@ func (s *survey) again(ctx context.Context, r *recalled) *cluster.Placement {
 		return &pl
 	}
 	v := view{Target: r.t, path: r.path, real: r.real, ask: r.ask, placement: pl}
-	for _, name := range r.names {
-		v.entries = append(v.entries, entry{name: name, loaded: loaded{Status: "Used", SHA1: r.sha1}})
-	}
 	v.placement.Pid = s.process.Pid
+	for _, name := range r.names {
+		v.entries = append(v.entries, entry{name, loaded{Status: "Used", SHA1: r.sha1}})
+	}
 	right := ctx.Err() == nil && (!r.look || s.holds(ctx, r.proof)) && s.proves(ctx, &v)
 	switch {
 	case ctx.Err() != nil && r.all:

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"certsync/internal/cluster"
 )
@@ -21,7 +22,9 @@ type nameIndex struct {
 	adrift []string
 	// aliases are the names of crt-stores, @STORE/ALIAS; nil once they are in byPath.
 	aliases []string
-	dirs    map[string]string
+	// mu guards dirs, which handshakes may need that are made side by side.
+	mu   sync.Mutex
+	dirs map[string]string
 }
 
 func indexNames(names []string) *nameIndex {
@@ -60,6 +63,8 @@ func (x *nameIndex) real(name string) (path string, ok bool) {
 
 // realDir remembers: thousands of bundles lie in one folder.
 func (x *nameIndex) realDir(dir string) (string, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	real, ok := x.dirs[dir]
 	if !ok {
 		real, _ = filepath.EvalSymlinks(dir)

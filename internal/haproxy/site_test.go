@@ -53,8 +53,13 @@ func realBackend(b haproxytest.Binary) backend {
 
 // each runs a test on the fake and on every HAProxy.
 func each(t *testing.T, test func(t *testing.T, b backend)) {
+	eachOf(t, haproxytest.Versions(), test)
+}
+
+// eachOf is each for some HAProxies.
+func eachOf(t *testing.T, versions []string, test func(t *testing.T, b backend)) {
 	t.Run("Fake", func(t *testing.T) { test(t, fakeBackend) })
-	for _, version := range haproxytest.Versions() {
+	for _, version := range versions {
 		t.Run("HAProxy_"+version, func(t *testing.T) {
 			b, ok := haproxytest.Find(version)
 			if !ok {

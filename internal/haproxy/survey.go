@@ -132,7 +132,7 @@ func (v *view) lookOnDisk() {
 		if v.exposed {
 			v.placement.Disk.Note = wrongMode(info, v.who)
 		} else if v.Bundle != nil && v.disk.Fingerprint() == v.Bundle.Fingerprint() && !v.diskRight() {
-			v.placement.Disk.Note = "its chain or its form is not as issued"
+			v.placement.Disk.Note = "its chain is not as issued"
 		}
 	case errors.Is(v.diskErr, fs.ErrNotExist):
 		v.placement.Disk = cluster.Sighting{Note: "no file"}
