@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +23,9 @@ var errReload = errors.New("HAProxy must be reloaded for it")
 // activation is one call of Activate. The lock is held for as long as it lives.
 type activation struct {
 	*survey
+	// mu is held by whoever asks or changes HAProxy's memory, or what the call knows: its transaction is one for the whole
+	// process. See aside.
+	mu sync.Mutex
 	// size is tune.bufsize, 0 until it is asked for.
 	size int
 	// managed are the names of HAProxy's own ACME client, nil until asked for.
@@ -77,6 +81,54 @@ func (a *activation) abortOurs(ctx context.Context, name, sha1 string) error {
 		return err
 	}
 	return a.p.runtime.abort(ctx, name)
+}
+
+// all brings the targets in service, several at a time: what is known to be is not done again. HAProxy is changed for one at
+// a time; the others write their files meanwhile, which is waiting for the disk, and make their handshakes. The families
+// of a certificate go one after the other, since each may have to make the other's earlier file give way.
+func (a *activation) all(ctx context.Context, targets []cluster.Target) []cluster.Placement {
+	out := make([]cluster.Placement, len(targets))
+	var groups [][]int
+	at := map[string]int{}
+	for i, pl := range a.recall(ctx, targets) {
+		if pl != nil {
+			out[i] = *pl
+			continue
+		}
+		name := targets[i].Slot.Name
+		if _, ok := at[name]; !ok {
+			at[name] = len(groups)
+			groups = append(groups, nil)
+		}
+		groups[at[name]] = append(groups[at[name]], i)
+	}
+	sideways(groups, func(group []int) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, i := range group {
+			out[i] = a.target(ctx, targets[i])
+		}
+	})
+	return out
+}
+
+// aside does something that neither asks HAProxy's memory nor changes what the call knows, while others may do that.
+func (a *activation) aside(do func()) {
+	a.mu.Unlock()
+	defer a.mu.Lock()
+	do()
+}
+
+// handshake is survey's, aside.
+func (a *activation) handshake(ctx context.Context, v *view) {
+	a.aside(func() { a.survey.handshake(ctx, v) })
+}
+
+// look is survey's, the disk's part of it aside.
+func (a *activation) look(ctx context.Context, t cluster.Target) (v view) {
+	a.aside(func() { v = a.open(ctx, t) })
+	a.lookInMemory(ctx, &v)
+	return v
 }
 
 // target brings one target in service and tells how it went.
@@ -234,7 +286,8 @@ func (a *activation) apply(ctx context.Context, v *view, u *undo) error {
 		return err
 	}
 	right := v.diskRight() // then what HAProxy has of this leaf came with this chain
-	if err := a.write(v, u); err != nil {
+	a.aside(func() { err = a.write(v, u) })
+	if err != nil {
 		return fmt.Errorf("activate %s: %w", v.Slot, err)
 	}
 	if where.file == "" && a.unlisted(ctx, v) {

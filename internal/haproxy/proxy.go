@@ -291,18 +291,11 @@ func (p *Proxy) filesOf(targets []cluster.Target) map[string]bool {
 // a target that is in service already. The error is for what concerns all targets: another certsync holds the lock
 // (cluster.ErrBusy), or the journal cannot be used.
 func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
-	// Within the process callers take turns for as long as their contexts allow; the lock is for other processes.
-	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, context.Cause(ctx))
-	}
-	unlock, err := p.journal.lock(ctx, p.config.Wait)
+	release, err := p.takeTurn(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("activate on HAProxy %s: %w", p.config.Name, err)
 	}
-	defer unlock()
+	defer release()
 	p.journal.sweep()
 	a := &activation{survey: p.firstSurvey(ctx), swept: map[string]bool{}, files: p.filesOf(targets)}
 	if a.err == nil {
@@ -315,15 +308,9 @@ func (p *Proxy) Activate(ctx context.Context, targets []cluster.Target) ([]clust
 		}
 	}
 	a.sweep(filepath.Clean(p.config.BundleDir))
-	known := a.recall(ctx, targets)
-	out := make([]cluster.Placement, 0, len(targets))
-	for i, t := range targets {
-		if known[i] != nil {
-			out = append(out, *known[i])
-			continue
-		}
-		out = append(out, a.target(ctx, t))
-	}
+	out := a.all(ctx, targets)
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.reload(ctx, out)
 	p.replacePlaceholder(out)
 	return out, nil

@@ -39,6 +39,8 @@ func (p *Proxy) Prune(ctx context.Context, gone, kept []cluster.Target, remove b
 		p.journal.sweep()
 	}
 	a := &activation{survey: p.firstSurvey(ctx), swept: map[string]bool{}, files: map[string]bool{}}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for _, t := range kept {
 		a.files[p.file(t)] = true
 		if real, err := destination(p.file(t)); err == nil {

@@ -109,13 +109,19 @@ type entry struct {
 
 // look finds where t stands on disk and in memory.
 func (s *survey) look(ctx context.Context, t cluster.Target) view {
+	v := s.open(ctx, t)
+	s.lookInMemory(ctx, &v)
+	return v
+}
+
+// open is look's part on disk.
+func (s *survey) open(ctx context.Context, t cluster.Target) view {
 	before := s.p.glimpse(t)
 	t, err := t.Loaded(ctx)
 	v := view{Target: t, before: before, loadErr: err, path: s.p.file(t), who: s.who}
 	v.placement = cluster.Placement{Slot: t.Slot, Proxy: s.p.config.Name, Running: !errors.Is(s.err, cluster.ErrNotRunning), Pid: s.process.Pid, File: v.path, Proof: cluster.NoProof}
 	v.lookOnDisk()
 	v.previous = s.p.journal.previous(v.real)
-	s.lookInMemory(ctx, &v)
 	return v
 }
 

@@ -14,8 +14,9 @@ import (
 	"certsync/internal/failpoint"
 )
 
-// releaseTimeout bounds what a peer may take to activate what it was told to.
-const releaseTimeout = 2 * time.Minute
+// releaseTimeout bounds what a peer may take to activate what it was told to: where it must reload a HAProxy of 10,000
+// certificates, the check and the start take 25 s each, and either may take 2 min before it is given up.
+const releaseTimeout = 5 * time.Minute
 
 // bring puts generations, each the newest of its slot, in service everywhere: on every reachable node's disk first,
 // then, the BACKUPs before the MASTER, in HAProxy's memory and in a handshake. A node that is not MASTER brings only
