@@ -65,8 +65,6 @@ func (x *nameIndex) real(name string) (path string, ok bool) {
 func (x *nameIndex) realDir(dir string) (string, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.mu.Lock()
-	defer x.mu.Unlock()
 	real, ok := x.dirs[dir]
 	if !ok {
 		real, _ = filepath.EvalSymlinks(dir)
