@@ -32,17 +32,29 @@ var branch = regexp.MustCompile(`version (\d+\.\d+)\.`)
 // Find looks for a branch: the system's HAProxy, and those that scripts/deps.sh unpacks into the user's cache. ok is
 // false where it is not installed.
 func Find(version string) (b Binary, ok bool) {
+	finding.Lock()
+	defer finding.Unlock()
+	if b, ok := found[version]; ok {
+		return b, true
+	}
 	for _, path := range candidates(version) {
 		out, err := exec.Command(path, "-v").Output()
 		if err != nil {
 			continue
 		}
 		if m := branch.FindSubmatch(out); m != nil && string(m[1]) == version {
-			return Binary{Version: version, Path: path}, true
+			found[version] = Binary{Version: version, Path: path}
+			return found[version], true
 		}
 	}
 	return Binary{}, false
 }
+
+// found are those that were found: each is asked for its version once, not by every test.
+var (
+	finding sync.Mutex
+	found   = map[string]Binary{}
+)
 
 func candidates(version string) []string {
 	cache := os.Getenv("XDG_CACHE_HOME")
