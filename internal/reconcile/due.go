@@ -155,7 +155,7 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 			cand := candidate{slot: slot, certificate: c, keyType: c.keyType(slot.Algorithm),
 				newest: cluster.Newest(held, records.Tombstones, slot)}
 			p.row(slot, func(row *cluster.CertificateReport) { row.Newest = cand.newest })
-			if p.seen.Role == cluster.Master && p.judge(ctx, &cand, records) {
+			if p.seen.Role == cluster.Master && !p.wanted.NoOrders && p.judge(ctx, &cand, records) {
 				due = append(due, cand)
 			} else {
 				settled = append(settled, cand.newest)
