@@ -35,6 +35,14 @@ func TestScripts(t *testing.T) {
 			"envsubst": substitute,
 			"sshkey":   makeKey,
 			"ask":      ask,
+			"begin":    startBackground,
+			"signal":   sendSignal,
+			"ends":     awaitEnd,
+			"await":    await,
+		},
+		Setup: func(env *testscript.Env) error {
+			env.Values[backgroundKey{}] = background{}
+			return nil
 		},
 	})
 }

@@ -240,12 +240,12 @@ func (d *Daemon) nudge() {
 }
 
 func (d *Daemon) fileChanged(w Watched) {
-	d.log.Info("changed", "file", w.Path, "what", string(w.Reason))
 	if w.Reason == Configuration {
+		d.log.Info("changed", "file", w.Path)
 		d.wantReload()
 		return
 	}
-	d.wake(w.Reason)
+	d.wake(w.Reason) // which the line of the pass tells
 }
 
 func (d *Daemon) hearHangups(ctx context.Context) {

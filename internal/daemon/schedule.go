@@ -45,7 +45,7 @@ var reasons = [...]Reason{Started, Scheduled, Due, Retry, Clock, RoleChange, Con
 
 // gaps are how long after the begin of a pass for a reason the same reason leads to another one: the daemon's own
 // writes are among the changes of a bundle folder, and a peer may answer one call and not the next.
-var gaps = map[Reason]time.Duration{Bundles: 10 * time.Second, PeerBack: 30 * time.Second}
+var gaps = map[Reason]time.Duration{Bundles: 5 * time.Second, PeerBack: 30 * time.Second}
 
 const (
 	// heartbeat is the longest that the clocks are not looked at: a clock that was set wakes no timer.

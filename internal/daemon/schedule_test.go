@@ -137,8 +137,8 @@ func TestAFolderThatChangesAllTheTimeIsLookedAtNowAndThen(t *testing.T) {
 		}
 		b.pass(100 * time.Millisecond)
 	}
-	if passes != 6 {
-		t.Errorf("%d passes in a minute, want 6", passes)
+	if passes != 12 {
+		t.Errorf("%d passes in a minute, want 12", passes)
 	}
 	b.wake(Bundles, b.now)
 	b.wake(RoleChange, b.now) // is not held up, and serves both
