@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -37,6 +39,11 @@ goes on. SIGTERM ends it within 5 seconds. While it runs, certsync issue and the
 }
 
 func (a *app) runDaemon(ctx context.Context) error {
+	path, err := filepath.Abs(a.configPath)
+	if err != nil {
+		return fmt.Errorf("configuration %s: %w", a.configPath, err)
+	}
+	a.configPath = path
 	return daemon.New(daemon.Options{
 		ConfigPath: a.configPath,
 		Load:       a.site,

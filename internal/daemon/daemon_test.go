@@ -174,7 +174,9 @@ func (p *plant) load(progress func(cluster.Progress)) (*Site, error) {
 			}
 			return cluster.Report{Node: "proxy1", Start: time.Now(), End: time.Now(), Outcome: cluster.Unchanged}, nil
 		},
-		Status: func(context.Context) []cluster.NodeStatus { return []cluster.NodeStatus{{Node: "proxy1", Reachable: true}} },
+		Status: func(context.Context) []cluster.NodeStatus {
+			return []cluster.NodeStatus{{Node: "proxy1", Reachable: true}}
+		},
 		WatchRole: func(ctx context.Context, each func(cluster.CARP)) {
 			for {
 				select {
@@ -300,21 +302,20 @@ func TestWhatTheReportSaysIsDueIsDoneThen(t *testing.T) {
 func TestAPassThatPanicsEndsNeitherTheDaemonNorItsReport(t *testing.T) {
 	p := newPlant(t, func(p *plant) {
 		p.do = func(context.Context, distribute.Job) (cluster.Report, error) {
-			var m map[string]int
-			m["x"]++
-			return cluster.Report{}, nil
+			var rows []cluster.CertificateReport
+			return cluster.Report{Certificates: rows[1:]}, nil
 		}
 	})
 	p.idle()
 	status, err := p.client().Status(context.Background())
 	must(t, err)
 	last := status.Daemon.Last
-	if last == nil || last.Outcome != cluster.Failure || len(last.Warnings) != 1 || !strings.Contains(last.Warnings[0], "nil map") {
+	if last == nil || last.Outcome != cluster.Failure || len(last.Warnings) != 1 || !strings.Contains(last.Warnings[0], "out of range") {
 		t.Errorf("report: %+v", last)
 	}
 	p.logs("daemon_test.go") // the stack
 	_, err = p.client().Do(context.Background(), distribute.Job{Kind: distribute.Renew}, nil)
-	if err == nil || !strings.Contains(err.Error(), "nil map") || cluster.HintOf(err) == "" {
+	if err == nil || !strings.Contains(err.Error(), "out of range") || cluster.HintOf(err) == "" {
 		t.Errorf("asked for: %v", err)
 	}
 	p.set(func() { p.do = nil })
@@ -327,7 +328,9 @@ func TestAPassThatPanicsEndsNeitherTheDaemonNorItsReport(t *testing.T) {
 
 func TestAPassThatCannotBeMadeIsTriedAgain(t *testing.T) {
 	p := newPlant(t, func(p *plant) {
-		p.do = func(context.Context, distribute.Job) (cluster.Report, error) { return cluster.Report{}, errors.New("role: no such vhid") }
+		p.do = func(context.Context, distribute.Job) (cluster.Report, error) {
+			return cluster.Report{}, errors.New("role: no such vhid")
+		}
 	})
 	p.idle()
 	status, err := p.client().Status(context.Background())
@@ -618,7 +621,9 @@ func TestASocketOfADeadDaemonIsReplacedAndALivingOneIsNotDisplaced(t *testing.T)
 func TestADaemonThatCannotBeginSaysWhy(t *testing.T) {
 	closed := 0
 	site := &Site{RunDir: filepath.Join(t.TempDir(), "missing"), Close: func() { closed++ },
-		Lock: func(context.Context) (func(), error) { return nil, fmt.Errorf("held by process 7 (issue): %w", cluster.ErrBusy) }}
+		Lock: func(context.Context) (func(), error) {
+			return nil, fmt.Errorf("held by process 7 (issue): %w", cluster.ErrBusy)
+		}}
 	d := New(Options{Log: slog.New(slog.DiscardHandler), Load: func(func(cluster.Progress)) (*Site, error) { return site, nil }})
 	if err := d.Run(context.Background()); !errors.Is(err, cluster.ErrBusy) || !strings.Contains(err.Error(), "process 7") {
 		t.Errorf("with the lock held: %v", err)
@@ -648,7 +653,7 @@ func TestNextIsTheEarliestOfWhatTheReportTells(t *testing.T) {
 		{cluster.Master, []cluster.CertificateReport{{}}, time.Time{}},
 		{cluster.Master, []cluster.CertificateReport{row(80*day, time.Time{}), row(50*day, time.Time{})}, now.Add(20 * day)},
 		{cluster.Master, []cluster.CertificateReport{row(10*day, now.Add(time.Hour))}, now.Add(time.Hour)},
-		{cluster.Master, []cluster.CertificateReport{row(10*day, time.Time{})}, now.Add(-20 * day)},
+		{cluster.Master, []cluster.CertificateReport{row(10*day, time.Time{})}, time.Time{}}, // due, and not done
 		{cluster.Backup, []cluster.CertificateReport{row(10*day, time.Time{}), row(80*day, time.Time{})}, now.Add(50 * day)},
 	} {
 		if got := NextOf(cluster.Report{Role: c.role, End: now, Certificates: c.rows}); !got.Equal(c.want) {

@@ -7,9 +7,9 @@ import (
 	"certsync/internal/reconcile"
 )
 
-// NextOf is when the next thing is due by a report: the earliest allowed try or renewal of its certificates; zero where
-// it tells of none. On a MASTER it may be past: what is due was not done, and no instant is named for the next try.
-// Elsewhere only the MASTER can do what is due already, and it is not waited for here.
+// NextOf is when the next thing is due by a report: the earliest allowed try or renewal of its certificates after the
+// report's end; zero where it tells of none. What was due and not done has no instant of its own here: that the daemon
+// wakes at one would be a try that no ledger allowed.
 func NextOf(r cluster.Report) time.Time {
 	var next time.Time
 	for _, row := range r.Certificates {
@@ -17,10 +17,7 @@ func NextOf(r cluster.Report) time.Time {
 		if at.IsZero() && !row.Newest.IsZero() {
 			at = reconcile.RenewAt(row.Newest)
 		}
-		if at.IsZero() || r.Role != cluster.Master && !at.After(r.End) {
-			continue
-		}
-		if next.IsZero() || at.Before(next) {
+		if at.After(r.End) && (next.IsZero() || at.Before(next)) {
 			next = at
 		}
 	}

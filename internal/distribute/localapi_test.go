@@ -236,7 +236,9 @@ func TestAReaderThatStandsStillHoldsNoPassUp(t *testing.T) {
 }
 
 func TestTheLocalAPIAnswersWhatItHasAndNothingElse(t *testing.T) {
-	actor := &fakeActor{do: func(context.Context, Job, func(cluster.Progress)) (cluster.Report, error) { return cluster.Report{}, nil }}
+	actor := &fakeActor{do: func(context.Context, Job, func(cluster.Progress)) (cluster.Report, error) {
+		return cluster.Report{}, nil
+	}}
 	socket := serveLocal(t, NewLocalHandler(actor))
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)

@@ -16,8 +16,7 @@ func TestAPanicOfOneCertificateIsItsFailureAlone(t *testing.T) {
 	w.ca.set(func() {
 		w.ca.fault = func(_ context.Context, at string, o cluster.Order) error {
 			if at == "finalize" && o.Slot.Name == other.Name {
-				var provider map[string]string
-				provider["zone"] = "example.net"
+				_ = strings.Split(at, ".")[len(o.Domains)] // as a library may have it
 			}
 			return nil
 		}
@@ -26,7 +25,7 @@ func TestAPanicOfOneCertificateIsItsFailureAlone(t *testing.T) {
 	w.inService(slot, 1)
 	row := rowOf(t, report, other.Slots()[0])
 	if row.Outcome != cluster.Failure || !strings.Contains(row.Error, "mistake in certsync: panic at rescue_test.go:") ||
-		!strings.Contains(row.Error, "nil map") || row.Hint == "" {
+		!strings.Contains(row.Error, "index out of range") || row.Hint == "" {
 		t.Errorf("row of the certificate that panics: %+v", row)
 	}
 	failed := 0
