@@ -114,11 +114,27 @@ func (w *wiring) watched(configPath string) []daemon.Watched {
 	for _, h := range c.HAProxy {
 		out = append(out, daemon.Watched{Reason: daemon.Bundles, Path: h.BundleDir, Folder: true},
 			daemon.Watched{Reason: daemon.Proxy, Path: h.RuntimeSocket})
+		if h.CrtList != "" {
+			out = append(out, daemon.Watched{Reason: daemon.Bundles, Path: h.CrtList})
+		}
 	}
 	for _, one := range c.Certificates {
-		if one.Bundle != "" {
-			out = append(out, daemon.Watched{Reason: daemon.Bundles, Path: one.Bundle})
-		}
+		out = append(out, ownBundles(one)...)
+	}
+	return out
+}
+
+// ownBundles are the files of a certificate that has a path of its own.
+func ownBundles(c config.Certificate) []daemon.Watched {
+	if c.Bundle == "" {
+		return nil
+	}
+	if !c.Both() {
+		return []daemon.Watched{{Reason: daemon.Bundles, Path: c.Bundle}}
+	}
+	var out []daemon.Watched
+	for _, k := range c.KeyTypes {
+		out = append(out, daemon.Watched{Reason: daemon.Bundles, Path: c.Bundle + "." + string(k.Algorithm())})
 	}
 	return out
 }

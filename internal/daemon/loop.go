@@ -151,14 +151,29 @@ func (d *Daemon) panicked(what string, v any) error {
 func (d *Daemon) passEnded(o outcome) {
 	r, now := d.running, d.clock()
 	d.running = nil
-	d.mu.Lock()
-	d.sink, d.status.Passing = nil, nil
-	if o.err == nil || !o.report.End.IsZero() {
-		d.status.Last = &o.report
+	if r.request == nil || o.err == nil { // a command that was refused says nothing of what is due
+		d.scheduler.ended(now, d.options.Next(o.report), o.err != nil)
 	}
-	d.status.Error = ""
+	next := d.scheduler.upcoming(now).UTC()
+	d.mu.Lock()
+	d.sink = nil
+	d.noteEnd(o, next)
+	d.mu.Unlock()
+	d.logPass(r, now, o)
+	if r.request != nil {
+		r.request.done <- o
+	}
+	d.leave(r.site)
+}
+
+// noteEnd writes a pass's result into the status. d.mu is held.
+func (d *Daemon) noteEnd(o outcome, next time.Time) {
+	d.status.Passing, d.status.Next, d.status.Error = nil, next, ""
 	if o.err != nil {
 		d.status.Error = o.err.Error()
+	}
+	if o.err == nil || !o.report.End.IsZero() { // else there is no report
+		d.status.Last = &o.report
 	}
 	if len(o.report.Nodes) > 0 {
 		d.away = map[string]bool{}
@@ -166,15 +181,6 @@ func (d *Daemon) passEnded(o outcome) {
 			d.away[n.Node] = !n.Reachable
 		}
 	}
-	d.mu.Unlock()
-	d.logPass(r, now, o)
-	if r.request == nil || o.err == nil { // a command that was refused says nothing of what is due
-		d.scheduler.ended(now, d.options.Next(o.report), o.err != nil)
-	}
-	if r.request != nil {
-		r.request.done <- o
-	}
-	d.leave(r.site)
 }
 
 // Do implements distribute.Actor.

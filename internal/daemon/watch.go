@@ -48,7 +48,7 @@ type watcher struct {
 	quiet, quietMost, look time.Duration
 	mostFiles              int
 	// next hands over what is to be watched.
-	next chan []Watched
+	next chan following
 
 	// The rest is run's own.
 	events  *fsnotify.Watcher
@@ -58,7 +58,7 @@ type watcher struct {
 }
 
 func newWatcher(log *slog.Logger, changed func(Watched)) *watcher {
-	w := &watcher{changed: changed, log: log, quiet: quietTime, quietMost: quietMost, look: lookTime, next: make(chan []Watched),
+	w := &watcher{changed: changed, log: log, quiet: quietTime, quietMost: quietMost, look: lookTime, next: make(chan following),
 		watched: map[Watched]sight{}, touched: map[string]bool{}, warned: map[string]bool{}}
 	if runtime.GOOS != "linux" {
 		w.mostFiles = mostFiles
@@ -66,10 +66,22 @@ func newWatcher(log *slog.Logger, changed func(Watched)) *watcher {
 	return w
 }
 
-// follow replaces what is watched, while run runs.
+// following is what is to be watched from the time on at which begun is closed.
+type following struct {
+	watched []Watched
+	begun   chan struct{}
+}
+
+// follow replaces what is watched, while run runs: any change after it returns is told.
 func (w *watcher) follow(ctx context.Context, watched []Watched) {
+	f := following{watched, make(chan struct{})}
 	select {
-	case w.next <- watched:
+	case w.next <- f:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-f.begun:
 	case <-ctx.Done():
 	}
 }
@@ -92,8 +104,9 @@ func (w *watcher) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case watched := <-w.next:
-			w.replace(watched)
+		case f := <-w.next:
+			w.replace(f.watched)
+			close(f.begun)
 		case e := <-told:
 			w.note(e)
 			pause.heard(w.quiet, w.quietMost)
