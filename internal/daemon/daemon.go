@@ -47,32 +47,36 @@ type Options struct {
 
 // Daemon makes the passes of this node. Use New.
 type Daemon struct {
-	options  Options
-	log      *slog.Logger
-	clock    clock
-	watcher  *watcher
-	side     sync.WaitGroup
+	options Options
+	log     *slog.Logger
+	clock   clock
+	watcher *watcher
+	// side are all goroutines of Run.
+	side sync.WaitGroup
+	// requests are what commands ask for, until ended is closed; kick has the loop look at what was heard.
 	requests chan *request
-	ended    chan struct{} // closed when no request is taken any more
+	ended    chan struct{}
 	kick     chan struct{}
+	// done has the result of the pass under way.
+	done chan outcome
 	// peerTime and endTime are the constants, or what a test sets.
 	peerTime, endTime time.Duration
 
-	// loop's own.
+	// The loop's own.
 	scheduler *scheduler
 	queue     []*request
-	running   *run
-	done      chan outcome
-	triedAt   time.Duration
-	told      map[string]bool
+	running   *run            // nil where none is
+	triedAt   time.Duration   // when the configuration was read last, by the monotonic clock
+	told      map[string]bool // the warnings of the last pass
+	outcome   cluster.Outcome // the last pass's
 
 	mu      sync.Mutex
 	current *tenancy
-	heard   map[Reason]bool
-	reload  bool
+	heard   map[Reason]bool // since the loop looked
+	reload  bool            // the configuration is to be read again
 	status  distribute.DaemonStatus
-	away    map[string]bool
-	sink    func(cluster.Progress)
+	away    map[string]bool        // the peers that the last report could not reach
+	sink    func(cluster.Progress) // who asked for the pass under way
 }
 
 var _ distribute.Actor = (*Daemon)(nil)
@@ -92,6 +96,7 @@ func New(o Options) *Daemon {
 // Run makes passes until ctx ends, and then returns nil within 5 s: a pass that has not ended by then is left as it is,
 // and its orders are taken up by the next. An error tells that the daemon could not begin, or lost its sockets.
 func (d *Daemon) Run(ctx context.Context) error {
+	d.watcher.remember(d.watched(&Site{})...) // a change that comes while it is loaded is one
 	site, err := d.load()
 	if err != nil {
 		return err

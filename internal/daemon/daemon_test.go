@@ -340,6 +340,25 @@ func TestAPassThatCannotBeMadeIsTriedAgain(t *testing.T) {
 	}
 }
 
+func TestWhatIsNotInServiceIsLookedAtAgainWithoutOrders(t *testing.T) {
+	t.Parallel() // it waits for the first pause
+	p := newPlant(t, func(p *plant) {
+		p.do = func(_ context.Context, job distribute.Job) (cluster.Report, error) {
+			outcome := cluster.Done
+			if job.Kind == "" {
+				outcome = cluster.DiskOnly // HAProxy is only starting
+			}
+			return cluster.Report{Outcome: outcome, Nodes: []cluster.NodeStatus{{Node: "proxy1", Reachable: true,
+				Placements: []cluster.Placement{{Outcome: outcome}}}}}, nil
+		}
+	})
+	if pass := p.wantsPass(); pass.job.Kind != distribute.Sync {
+		t.Errorf("the second pass is for %+v", pass.job)
+	}
+	p.logs("reasons=settle")
+	p.noPass("all is in service")
+}
+
 func TestAPeerThatComesBackLeadsToAPass(t *testing.T) {
 	p := newPlant(t, func(p *plant) {
 		p.answers["proxy2"] = cluster.ErrUnreachable
@@ -507,6 +526,18 @@ func (p *plant) openSites() int {
 	return p.open
 }
 
+func TestAConfigurationThatChangesWhileItIsLoadedIsReadAgain(t *testing.T) {
+	p := newPlant(t, func(p *plant) {
+		p.change = func(*Site) {
+			if p.loads == 1 {
+				write(p.t, p.file, "written while the first was read")
+			}
+		}
+	})
+	p.logs("took over")
+	p.eventually("the second is in use", func() bool { return p.askPeerAPI() == "site 2" })
+}
+
 func TestALoadThatPanicsIsABadConfiguration(t *testing.T) {
 	p := newPlant(t, nil)
 	p.idle()
@@ -634,6 +665,16 @@ func TestADaemonThatCannotBeginSaysWhy(t *testing.T) {
 	}
 	if closed != 2 {
 		t.Errorf("closed %d times", closed)
+	}
+}
+
+func TestWhatIsNotInServiceIsToldFromWhatCannotBeAsked(t *testing.T) {
+	for outcome, want := range map[cluster.Outcome]bool{"": true, cluster.Unchanged: true, cluster.Done: true, cluster.Unproven: true, cluster.Skipped: true,
+		cluster.PutOff: true, cluster.DiskOnly: false, cluster.Waiting: false, cluster.RolledBack: false, cluster.Failure: false} {
+		r := cluster.Report{Nodes: []cluster.NodeStatus{{}, {Placements: []cluster.Placement{{Outcome: cluster.Done}, {Outcome: outcome}}}}}
+		if got := allPlaced(r); got != want {
+			t.Errorf("%q: %v", outcome, got)
+		}
 	}
 }
 

@@ -1,6 +1,9 @@
 package daemon
 
 import (
+	"context"
+	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,7 +17,12 @@ func (d *Daemon) logPass(r *run, now instant, o outcome) {
 		d.logError("no pass could be made", o.err, "reasons", reasons)
 		return
 	}
-	d.log.Info("pass", "reasons", reasons, "role", o.report.Role.String(), "outcome", string(o.report.Outcome),
+	level := slog.LevelInfo
+	if o.report.Outcome == d.outcome && slices.Equal(r.reasons, []Reason{Settle}) {
+		level = slog.LevelDebug // nothing new, every few minutes
+	}
+	d.outcome = o.report.Outcome
+	d.log.Log(context.Background(), level, "pass", "reasons", reasons, "role", o.report.Role.String(), "outcome", string(o.report.Outcome),
 		"certificates", len(o.report.Certificates), "took", (now.up - r.began.up).Round(time.Millisecond))
 	told := map[string]bool{}
 	for _, row := range o.report.Certificates {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"certsync/internal/cluster"
@@ -30,6 +31,7 @@ type run struct {
 	site    *tenancy
 	reasons []Reason
 	request *request
+	job     distribute.Job
 	began   instant
 }
 
@@ -113,11 +115,8 @@ func (d *Daemon) beginNext(ctx context.Context, now instant) {
 
 func (d *Daemon) begins(ctx context.Context, now instant, reasons []Reason, r *request) {
 	t := d.use()
-	d.running = &run{site: t, reasons: reasons, request: r, began: now}
-	var job distribute.Job
-	if r != nil {
-		job = r.job
-	}
+	job := jobFor(reasons, r)
+	d.running = &run{site: t, reasons: reasons, request: r, job: job, began: now}
 	d.mu.Lock()
 	d.status.Passing = texts(reasons)
 	if r != nil {
@@ -125,6 +124,18 @@ func (d *Daemon) begins(ctx context.Context, now instant, reasons []Reason, r *r
 	}
 	d.mu.Unlock()
 	d.side.Go(func() { d.done <- d.pass(ctx, t, job) })
+}
+
+// jobFor is what a pass is to do. One that only looks again at what was not in service makes no orders: when those may be
+// tried again is not its to say.
+func jobFor(reasons []Reason, r *request) distribute.Job {
+	switch {
+	case r != nil:
+		return r.job
+	case slices.Equal(reasons, []Reason{Settle}):
+		return distribute.Job{Kind: distribute.Sync}
+	}
+	return distribute.Job{}
 }
 
 // pass makes one. A panic in it that nothing further down made a certificate's failure is this pass's.
@@ -151,9 +162,10 @@ func (d *Daemon) panicked(what string, v any) error {
 func (d *Daemon) passEnded(o outcome) {
 	r, now := d.running, d.clock()
 	d.running = nil
-	if r.request == nil || o.err == nil { // a command that was refused says nothing of what is due
+	if r.job.Kind != distribute.Sync && (r.request == nil || o.err == nil) { // else it says nothing of what is due
 		d.scheduler.ended(now, d.options.Next(o.report), o.err != nil)
 	}
+	d.scheduler.placed(now, allPlaced(o.report))
 	next := d.scheduler.upcoming(now).UTC()
 	d.mu.Lock()
 	d.sink = nil

@@ -21,6 +21,8 @@ const (
 	Due Reason = "due"
 	// Retry: the last pass could not be made, or left what is due undone.
 	Retry Reason = "retry"
+	// Settle: something was not in service yet after the last pass.
+	Settle Reason = "settle"
 	// Clock: the clock was set, or the machine slept.
 	Clock Reason = "clock"
 	// RoleChange: CARP gave this node another role.
@@ -41,7 +43,7 @@ const (
 	Asked Reason = "command"
 )
 
-var reasons = [...]Reason{Started, Scheduled, Due, Retry, Clock, RoleChange, Configuration, Bundles, Proxy, PeerBack, Hangup, Event, Asked}
+var reasons = [...]Reason{Started, Scheduled, Due, Retry, Settle, Clock, RoleChange, Configuration, Bundles, Proxy, PeerBack, Hangup, Event, Asked}
 
 // gaps are how long after the begin of a pass for a reason the same reason leads to another one: the daemon's own
 // writes are among the changes of a bundle folder, and a peer may answer one call and not the next.
@@ -53,8 +55,8 @@ const (
 	// tolerance is how far the wall clock may go apart from the monotonic one between two looks before it counts as set,
 	// or the machine as having slept: ntpd and chrony slew by less.
 	tolerance = 5 * time.Second
-	// retryFirst and retryMost bound the pause before a pass that could not be made, or that left what is due undone, is
-	// made again.
+	// retryFirst and retryMost bound the pause before a pass that could not be made, or that left something undone, is made
+	// again.
 	retryFirst = 5 * time.Second
 	retryMost  = 10 * time.Minute
 	// dueGap is the least pause before a pass for what the last one found due.
@@ -96,6 +98,9 @@ type scheduler struct {
 	// retry is when a pass is made again, 0 for never, and retries how many in a row led to it.
 	retry   time.Duration
 	retries int
+	// settle and settles are the same for what was not in service yet.
+	settle  time.Duration
+	settles int
 	// wakes are the reasons heard since the last pass began, with when each counts.
 	wakes map[Reason]time.Duration
 	// began is when the last pass for a reason did.
@@ -166,6 +171,10 @@ func (s *scheduler) look(now instant) {
 		s.wake(Retry, now)
 		s.retry = 0
 	}
+	if s.settle != 0 && now.up >= s.settle {
+		s.wake(Settle, now)
+		s.settle = 0
+	}
 }
 
 // take gives the reasons for a pass that is to begin now, none where none is. All that were heard until now are served
@@ -196,7 +205,7 @@ func (s *scheduler) ended(now instant, next time.Time, failed bool) {
 	s.due, s.retry = time.Time{}, 0
 	switch {
 	case failed, !next.IsZero() && !next.After(now.wall):
-		s.retry = now.up + min(retryFirst<<min(s.retries, 10), retryMost)
+		s.retry = now.up + pauseAfter(s.retries)
 		s.retries++
 		return
 	case !next.IsZero():
@@ -205,14 +214,31 @@ func (s *scheduler) ended(now instant, next time.Time, failed bool) {
 	s.retries = 0
 }
 
+// placed notes whether everything was in service after a pass, as far as its node could be asked. What was not is looked
+// at again, ever later: HAProxy may have been starting, or a node may hold the others back.
+func (s *scheduler) placed(now instant, all bool) {
+	s.settle = 0
+	if all {
+		s.settles = 0
+		return
+	}
+	s.settle = now.up + pauseAfter(s.settles)
+	s.settles++
+}
+
+// pauseAfter is the pause after a number of tries in a row.
+func pauseAfter(tries int) time.Duration { return min(retryFirst<<min(tries, 10), retryMost) }
+
 // wait is how long nothing is to be done, unless somebody wakes: never longer than the heartbeat.
 func (s *scheduler) wait(now instant) time.Duration {
 	wait := min(heartbeat, s.full.Sub(now.wall))
 	if !s.due.IsZero() {
 		wait = min(wait, s.due.Sub(now.wall))
 	}
-	if s.retry != 0 {
-		wait = min(wait, s.retry-now.up)
+	for _, at := range []time.Duration{s.retry, s.settle} {
+		if at != 0 {
+			wait = min(wait, at-now.up)
+		}
 	}
 	for _, at := range s.wakes {
 		wait = min(wait, at-now.up)
@@ -226,8 +252,10 @@ func (s *scheduler) upcoming(now instant) time.Time {
 	if !s.due.IsZero() {
 		next = earliest(next, s.due)
 	}
-	if s.retry != 0 {
-		next = earliest(next, now.wall.Add(s.retry-now.up))
+	for _, at := range []time.Duration{s.retry, s.settle} {
+		if at != 0 {
+			next = earliest(next, now.wall.Add(at-now.up))
+		}
 	}
 	return next
 }

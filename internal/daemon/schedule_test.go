@@ -184,6 +184,29 @@ func TestWhatStaysDueIsTriedEverLater(t *testing.T) {
 	b.wants(t, Retry)
 }
 
+func TestWhatIsNotInServiceIsLookedAtAgainEverLater(t *testing.T) {
+	b := newBench(t, "@every 2400h")
+	due := b.now.wall.Add(time.Hour)
+	b.ended(b.now, due, false)
+	b.placed(b.now, false)
+	b.pass(retryFirst)
+	b.wants(t, Settle)
+	b.placed(b.now, false)
+	b.pass(retryFirst)
+	b.wants(t)
+	b.pass(retryFirst)
+	b.wants(t, Settle)
+	b.placed(b.now, true)
+	b.pass(50 * time.Minute)
+	b.wants(t)
+	if !b.due.Equal(due) {
+		t.Error("a look at what is in service forgot what is due")
+	}
+	b.placed(b.now, false)
+	b.pass(retryFirst)
+	b.wants(t, Settle)
+}
+
 func TestEachNodeHasAJitterOfItsOwnThatStays(t *testing.T) {
 	seen := map[time.Duration]bool{}
 	for i := range 20 {

@@ -66,6 +66,13 @@ func newWatcher(log *slog.Logger, changed func(Watched)) *watcher {
 	return w
 }
 
+// remember notes what files are like before run runs, for it to tell of what changes until then.
+func (w *watcher) remember(watched ...Watched) {
+	for _, k := range watched {
+		w.watched[k] = see(k.Path)
+	}
+}
+
 // following is what is to be watched from the time on at which begun is closed.
 type following struct {
 	watched []Watched
