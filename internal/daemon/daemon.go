@@ -27,6 +27,8 @@ const (
 	askTime  = 5 * time.Second
 	// againTime is how often a configuration that was refused is tried again: what it lacked may be there by now.
 	againTime = 30 * time.Second
+	// longTime is how long a pass may last before the log tells of it.
+	longTime = 30 * time.Minute
 )
 
 // Options are what New needs.

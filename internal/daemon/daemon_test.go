@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,6 +43,7 @@ type plant struct {
 	change  func(*Site)
 	loadErr error
 	do      func(ctx context.Context, job distribute.Job) (cluster.Report, error)
+	tries   int
 	loads   int
 	open    int
 	under   int // passes under way
@@ -135,6 +137,7 @@ func (p *plant) hold(on bool) {
 func (p *plant) load(progress func(cluster.Progress)) (*Site, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.tries++
 	if p.loadErr != nil {
 		return nil, p.loadErr
 	}
@@ -460,9 +463,39 @@ func TestABadConfigurationIsToldAndTheOldOneGoesOn(t *testing.T) {
 	if status, err = p.client().Status(context.Background()); err != nil || status.Daemon.Configuration != "" {
 		t.Errorf("status: %+v, %v", status.Daemon, err)
 	}
-	if n := strings.Count(p.log.String(), "unknown key"); n != 1 {
-		t.Errorf("told %d times", n)
+}
+
+func TestABadConfigurationIsTriedAgainAndToldWhenAsked(t *testing.T) {
+	var hours atomic.Int64
+	p := newPlant(t, func(p *plant) {
+		system := systemClock()
+		p.d.clock = func() instant { // which the test sets forward
+			now, more := system(), time.Duration(hours.Load())*time.Hour
+			return instant{now.wall.Add(more), now.up + more}
+		}
+		p.hold(true)
+	})
+	tries := func() (n int) {
+		p.set(func() { n = p.tries })
+		return n
 	}
+	p.set(func() { p.loadErr = errors.New("dns.env: no such file") })
+	p.hangups <- syscall.SIGHUP
+	p.logs("no such file")
+	before := tries()
+	hours.Add(1)
+	p.d.nudge()
+	p.eventually("it is tried again", func() bool { return tries() > before })
+	p.logs("a pass is under way for long")
+	if n := strings.Count(p.log.String(), "no such file"); n != 1 {
+		t.Errorf("told %d times, though nobody asked", n)
+	}
+	p.hangups <- syscall.SIGHUP
+	p.eventually("it is told again", func() bool { return strings.Count(p.log.String(), "no such file") == 2 })
+	p.set(func() { p.loadErr = nil }) // what it lacked is there
+	hours.Add(1)
+	p.d.nudge()
+	p.logs("took over")
 }
 
 func TestANewConfigurationTakesOverDuringAPassAndTheOldOneIsClosedAfterIt(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	"certsync/internal/cluster"
@@ -33,6 +34,7 @@ type run struct {
 	request *request
 	job     distribute.Job
 	began   instant
+	told    bool // that it lasts
 }
 
 // errEnding is what a command is told that asks a daemon which ends.
@@ -80,14 +82,23 @@ func (d *Daemon) gather(ctx context.Context, now instant) {
 	broken := d.status.Configuration != ""
 	d.mu.Unlock()
 	if reload || broken && now.up-d.triedAt >= againTime {
-		d.reread(ctx, now)
+		d.reread(ctx, now, reload)
 	}
+	d.tellLong(now)
 	for reason := range heard {
 		d.scheduler.wake(reason, now)
 	}
 	d.scheduler.look(now)
 	next := d.scheduler.upcoming(now)
 	d.update(func(s *distribute.DaemonStatus) { s.Next = next.UTC() })
+}
+
+// tellLong tells once of a pass that lasts: every call in it has a deadline of its own, but there may be very many.
+func (d *Daemon) tellLong(now instant) {
+	if r := d.running; r != nil && !r.told && now.up-r.began.up >= longTime {
+		r.told = true
+		d.log.Warn("a pass is under way for long; what comes meanwhile waits", "reasons", strings.Join(texts(r.reasons), " "), "since", r.began.wall.UTC())
+	}
 }
 
 // pause is how long the loop has nothing to do by itself.
@@ -220,8 +231,9 @@ func (d *Daemon) enqueue(r *request) {
 	d.queue = append(d.queue, r)
 }
 
-// reread has the configuration file as it is now take over, where it is sound and needs no restart.
-func (d *Daemon) reread(ctx context.Context, now instant) {
+// reread has the configuration file as it is now take over, where it is sound and needs no restart. asked tells that it
+// changed, or that a person asked: why it does not take over is then told again.
+func (d *Daemon) reread(ctx context.Context, now instant, asked bool) {
 	d.triedAt = now.up
 	site, err := d.load()
 	if err == nil {
@@ -230,7 +242,7 @@ func (d *Daemon) reread(ctx context.Context, now instant) {
 		}
 	}
 	if err != nil {
-		d.refuse(err)
+		d.refuse(err, asked)
 		return
 	}
 	d.update(func(s *distribute.DaemonStatus) { s.Configuration = "" })
@@ -257,11 +269,11 @@ func (d *Daemon) fits(site *Site) error {
 	return nil
 }
 
-// refuse tells once why the configuration does not take over.
-func (d *Daemon) refuse(err error) {
+// refuse tells why the configuration does not take over: where nobody asked, once.
+func (d *Daemon) refuse(err error, asked bool) {
 	var before string
 	d.update(func(s *distribute.DaemonStatus) { before, s.Configuration = s.Configuration, err.Error() })
-	if before != err.Error() {
+	if asked || before != err.Error() {
 		d.logError("the configuration is not taken over, the one before goes on", err)
 	}
 }
