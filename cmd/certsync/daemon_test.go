@@ -2,14 +2,20 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"certsync/internal/config"
+	"certsync/internal/distribute"
 )
 
 // storyTime is how long a story waits for what must come.
@@ -96,6 +102,44 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if time.Now().After(deadline) {
 			ts.Fatalf("%s does not come to match %q:\n%s", args[0], args[1:], text)
+		}
+	}
+}
+
+func TestEveryFileThatAConfigurationNamesIsWatched(t *testing.T) {
+	c, err := config.Parse("/etc/certsync.yaml", []byte(`nodes: [{name: a, address: 192.0.2.1}]
+acme: {ca_file: /etc/ca.pem, eab: {key_id: x, hmac_key_file: /etc/hmac}}
+dns: {provider: rfc2136, env_file: /etc/dns.env}
+certificates:
+  - {name: one, domains: [one.example.org]}
+  - {name: two, domains: [two.example.org], dns: {env_file: /etc/two.env}, bundle: /srv/two.pem}
+  - {name: three, domains: [three.example.org], key_types: [ec256, rsa2048], bundle: /srv/three.pem}
+haproxy: [{bundle_dir: /certs, crt_list: /etc/crt-list, runtime_socket: /run/h.sock}]
+carp: {role: "static:a"}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have []string
+	for _, w := range (&wiring{config: c}).watched("/etc/certsync.yaml") {
+		have = append(have, fmt.Sprintf("%s %s %v", w.Reason, w.Path, w.Folder))
+	}
+	want := []string{
+		"configuration /etc/ca.pem false", "configuration /etc/certsync.yaml false", "configuration /etc/dns.env false",
+		"configuration /etc/hmac false", "configuration /etc/two.env false", "configuration " + c.SSH.KeyFile + " false",
+		"configuration " + c.SSH.KnownHosts + " false", "bundles /certs true", "haproxy /run/h.sock false", "bundles /etc/crt-list false",
+		"bundles /srv/two.pem false", "bundles /srv/three.pem.ecdsa false", "bundles /srv/three.pem.rsa false",
+	}
+	if !slices.Equal(have, want) {
+		t.Errorf("watched:\n%q, want\n%q", have, want)
+	}
+}
+
+func TestAJobIsThePassThatItsNameSays(t *testing.T) {
+	for kind, want := range map[distribute.JobKind][2]bool{"": {}, distribute.Renew: {}, distribute.Issue: {true, false}, distribute.Sync: {false, true}} {
+		got := wantedOf(distribute.Job{Kind: kind, Names: []string{"one"}})
+		if got.MasterOnly != want[0] || got.NoOrders != want[1] || !slices.Equal(got.Names, []string{"one"}) {
+			t.Errorf("%q: %+v", kind, got)
 		}
 	}
 }
