@@ -12,6 +12,7 @@ import (
 
 	"certsync/internal/cert"
 	"certsync/internal/cluster"
+	"certsync/internal/distribute"
 	"certsync/internal/reconcile"
 )
 
@@ -22,7 +23,8 @@ func (a *app) issueCommand() *cobra.Command {
 		Short: "obtain certificates now and put them in service everywhere",
 		Long: `issue runs the whole flow once on the MASTER: it adopts what the peers have, obtains what is due, and the named
 certificates whether due or not, and puts the newest generation of every certificate in service on every node, the
-BACKUPs first. A killed order is taken up again. Elsewhere than on the MASTER it exits 3 and says who is.
+BACKUPs first. A killed order is taken up again. Elsewhere than on the MASTER it exits 3 and says who is. Where the daemon runs, it
+does the work, and goes on with it if this command is interrupted.
 
 With --dry-run the CA's staging directory is asked instead and nothing is kept: it proves the DNS credentials and the
 CA's willingness.`,
@@ -39,37 +41,7 @@ CA's willingness.`,
 }
 
 func (a *app) issue(ctx context.Context, names []string, asJSON bool) error {
-	out := newProgress(a, asJSON)
-	w, err := a.wire(out.tell)
-	if err != nil {
-		return err
-	}
-	defer w.close()
-	release, err := w.store.LockActor(ctx, "issue")
-	if err != nil {
-		return err
-	}
-	defer release()
-	r, err := w.reconciler(false)
-	if err != nil {
-		return err
-	}
-	report, err := r.Pass(ctx, reconcile.Wanted{Names: names, MasterOnly: true})
-	out.end()
-	if err != nil {
-		return err
-	}
-	if asJSON {
-		if err := out.json("report", report); err != nil {
-			return err
-		}
-	} else {
-		a.printReport(report)
-	}
-	if code := reportCode(report); code != exitDone {
-		return &exitError{code: code}
-	}
-	return nil
+	return a.doAndPrint(ctx, distribute.Job{Kind: distribute.Issue, Names: names}, asJSON)
 }
 
 // reportCode is the exit code of a pass: the gravest of its certificates'. A pass that was interrupted failed.

@@ -37,6 +37,14 @@ func TestScripts(t *testing.T) {
 			"sshkey":   makeKey,
 			"ask":      ask,
 			"haproxy":  startHAProxy,
+			"begin":    startBackground,
+			"signal":   sendSignal,
+			"ends":     awaitEnd,
+			"await":    await,
+		},
+		Setup: func(env *testscript.Env) error {
+			env.Values[backgroundKey{}] = background{}
+			return nil
 		},
 	})
 }

@@ -33,17 +33,20 @@ type app struct {
 	stdout     io.WriteCloser
 	stderr     io.Writer
 	configPath string
+	// hangups tells of each SIGHUP.
+	hangups chan os.Signal
 	// started tells that the arguments were right: an error before it is one of usage.
 	started bool
 }
 
 // run is the whole program but for the exit.
 func run(args []string, stdin io.ReadCloser, stdout io.WriteCloser, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	// A reader of our output that goes away (`| head`) must not end an order, or HAProxy's transaction, in the middle.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, hangups: make(chan os.Signal, 1)}
+	signal.Notify(a.hangups, syscall.SIGHUP)
 	root := a.root()
 	root.SetArgs(args)
 	return a.exit(root.ExecuteContext(ctx))
@@ -60,7 +63,7 @@ Exit codes: 0 done or nothing to do; 1 failed; 2 usage or configuration; 3 not M
 disk only; 5 put off by a rate limit or a back-off.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
-		PersistentPreRun:  func(*cobra.Command, []string) { a.started = true },
+		PersistentPreRun:  func(cmd *cobra.Command, _ []string) { a.begin(cmd) },
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Args:              cobra.NoArgs,
@@ -69,8 +72,25 @@ disk only; 5 put off by a rate limit or a back-off.`,
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.PersistentFlags().StringVarP(&a.configPath, "config", "c", config.DefaultPath, "the configuration file")
-	root.AddCommand(a.issueCommand(), a.statusCommand(), a.pruneCommand(), a.bootstrapCommand(), a.carpCommand(), a.eventCommand(), a.checkCommand(), a.versionCommand(), a.servePeerCommand())
+	root.AddCommand(a.runCommand(), a.issueCommand(), a.renewCommand(), a.syncCommand(), a.statusCommand(), a.pruneCommand(), a.bootstrapCommand(), a.carpCommand(), a.eventCommand(), a.checkCommand(), a.versionCommand(), a.servePeerCommand())
 	return root
+}
+
+// begin is called when the arguments are right. A hangup ends every command but the daemon, which has another use for it.
+func (a *app) begin(cmd *cobra.Command) {
+	a.started = true
+	if _, keeps := cmd.Annotations[keepsHangup]; keeps {
+		return
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	cmd.SetContext(ctx)
+	go func() {
+		select {
+		case <-a.hangups:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 }
 
 // exitError gives an exit code of its own to an error; a nil err is an end without a message.

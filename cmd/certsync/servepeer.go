@@ -37,19 +37,26 @@ func (a *app) servePeer(ctx context.Context, node string) error {
 		return cluster.WithHint(cluster.Usage(errors.New("serve-peer: --node is missing")),
 			"in authorized_keys, name the host that the key belongs to: certsync serve-peer --node proxy1")
 	}
+	cfg, self, err := a.load()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(cfg.Peers(self.Name), func(n config.Node) bool { return n.Name == node }) {
+		return cluster.WithHint(cluster.Usage(fmt.Errorf("--node %s: not a peer of %s in %s", node, self.Name, a.configPath)),
+			"in authorized_keys, --node names the host that the key belongs to")
+	}
+	if err := dropPrivileges(cfg.StateDir); err != nil {
+		return err
+	}
+	session := distribute.Stdio(a.stdin, a.stdout)
+	err = distribute.Join(ctx, session, filepath.Join(cfg.RunDir, config.PeerSocket), node)
+	if !errors.Is(err, distribute.ErrNoDaemon) {
+		return err
+	}
 	w, err := a.wire(nil)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	if !slices.ContainsFunc(w.peers, func(p *distribute.Peer) bool { return p.Name() == node }) {
-		return cluster.WithHint(cluster.Usage(fmt.Errorf("--node %s: not a peer of %s in %s", node, w.node.Settings.Node, a.configPath)),
-			"in authorized_keys, --node names the host that the key belongs to")
-	}
-	session := distribute.Stdio(a.stdin, a.stdout)
-	err = distribute.Join(ctx, session, filepath.Join(w.config.RunDir, config.PeerSocket), node)
-	if errors.Is(err, distribute.ErrNoDaemon) {
-		return distribute.ServeConn(ctx, session, distribute.AsNode(node, w.handler()))
-	}
-	return err
+	return distribute.ServeConn(ctx, session, distribute.AsNode(node, w.handler()))
 }

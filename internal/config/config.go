@@ -160,6 +160,8 @@ type SSH struct {
 
 // Renew is how renewals run.
 type Renew struct {
+	// Schedule is when full passes are made, in the form that ParseSchedule reads.
+	Schedule string `yaml:"schedule"`
 	// Concurrency is how many certificates are handled at a time.
 	Concurrency int `yaml:"concurrency"`
 }
@@ -171,7 +173,7 @@ func Default() *Config {
 		DNS:      DNS{Propagation: Propagation{Check: true, Timeout: 2 * time.Minute, Interval: 2 * time.Second}},
 		CARP:     CARP{Role: roleAuto, Settle: 3 * time.Second, Preempt: true},
 		SSH:      SSH{User: "certsync", KeyFile: "/usr/local/etc/certsync/id_ed25519", KnownHosts: "/usr/local/etc/certsync/known_hosts"},
-		Renew:    Renew{Concurrency: 32},
+		Renew:    Renew{Schedule: "17 */6 * * *", Concurrency: 32},
 		StateDir: "/var/db/certsync",
 		RunDir:   "/var/run/certsync",
 	}

@@ -156,7 +156,7 @@ var mistakes = []struct {
 	{"letters swapped", "domains: [example.org", "key_tpyes: [], domains: [example.org", `6: certificates[0]: unknown key "key_tpyes"; the nearest is "key_types"`},
 	{"key in the wrong place", "carp: {", "email: a@b.org\ncarp: {", `7: unknown key "email"; did you mean acme.email?`},
 	{"key of a later version", "carp: {", "notify: []\ncarp: {", `7: unknown key "notify"; the nearest is "node" (known here: acme, carp, certificates, dns, haproxy, node, nodes, renew, run_dir, ssh, state_dir)`},
-	{"key of a later version inside", "carp: {", "renew: {schedule: x}\ncarp: {", `7: renew: unknown key "schedule"; the nearest is "concurrency" (known here: concurrency)`},
+	{"key of a later version inside", "carp: {", "renew: {currency: x}\ncarp: {", `7: renew: unknown key "currency"; the nearest is "concurrency" (known here: concurrency, schedule)`},
 	{"vhids that are keys", "carp: {", "carp: {vhids: {a: b}, ", `7: carp.vhids: want a list, found keys with values`},
 	{"unknown key of a vhid", "carp: {", "carp: {vhids: [{inteface: em0, vhid: 1, addresses: [192.0.2.10/32]}], ", "7: carp.vhids[0]: unknown key \"inteface\"; the nearest is \"interface\"\n7: carp.vhids[0].interface: missing: the interface that carries the address, such as em0"},
 	{"address without mask", "carp: {", "carp: {vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10]}], ", "7: carp.vhids[0].addresses[0]: want an address with its prefix length, such as 192.0.2.10/32, found text"},

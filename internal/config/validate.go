@@ -32,6 +32,9 @@ func (d *decoder) validate(c *Config) {
 	d.proxies(c)
 	d.carp(c)
 	d.ssh(&c.SSH)
+	if _, err := ParseSchedule(c.Renew.Schedule); err != nil {
+		d.failf("renew.schedule", "%.80q: %v", c.Renew.Schedule, err)
+	}
 	if n := c.Renew.Concurrency; n < 1 || n > 1000 {
 		d.failf("renew.concurrency", "%d: not between 1 and 1000", n)
 	}

@@ -156,13 +156,18 @@ func dialSocket(ctx context.Context, path string) (net.Conn, error) {
 
 // Serve answers HTTP on a listener until ctx ends; calls under way then get 5 s. It closes the listener.
 func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	return ServeUntil(ctx, listener, handler, graceTime)
+}
+
+// ServeUntil is Serve with another time, most, for the calls under way when ctx ends.
+func ServeUntil(ctx context.Context, listener net.Listener, handler http.Handler, most time.Duration) error {
 	calls, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	server := newServer(calls, handler)
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)
-		grace, done := context.WithTimeout(calls, graceTime)
+		grace, done := context.WithTimeout(calls, most)
 		defer done()
 		if server.Shutdown(grace) != nil {
 			_ = server.Close()
@@ -184,7 +189,12 @@ const maxSocketPath = 103
 // Listen makes the unix socket path, mode 0600, so that only the service user can connect. A socket file that a dead
 // process left is replaced; where somebody answers on it the error is cluster.ErrBusy; a file of another kind is never
 // removed. Closing the listener removes the file, where it is still its own.
-func Listen(path string) (net.Listener, error) {
+func Listen(path string) (net.Listener, error) { return listen(path, 0o600) }
+
+// ListenLocal is Listen for the local commands: mode 0660, so that the socket's group may command too.
+func ListenLocal(path string) (net.Listener, error) { return listen(path, 0o660) }
+
+func listen(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := checkSocketFree(path); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
@@ -205,7 +215,7 @@ func Listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	l.SetUnlinkOnClose(false)
-	info, err := publishSocket(made, path)
+	info, err := publishSocket(made, path, mode)
 	if err != nil {
 		_ = l.Close()
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -235,8 +245,8 @@ func checkSocketFree(path string) error {
 	return fmt.Errorf("%w: %w", cluster.ErrBusy, err)
 }
 
-func publishSocket(made, path string) (fs.FileInfo, error) {
-	if err := os.Chmod(made, 0o600); err != nil {
+func publishSocket(made, path string, mode fs.FileMode) (fs.FileInfo, error) {
+	if err := os.Chmod(made, mode); err != nil {
 		return nil, err
 	}
 	info, err := os.Lstat(made)

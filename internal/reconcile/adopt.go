@@ -56,7 +56,11 @@ func (p *pass) adopt(ctx context.Context) {
 func (p *pass) eachPeer(do func(*peerView)) {
 	var wg sync.WaitGroup
 	for _, v := range p.peers {
-		wg.Go(func() { do(v) })
+		wg.Go(func() {
+			if err := safely(func() { do(v) }); err != nil {
+				p.warn("%s: %v", v.Name(), err)
+			}
+		})
 	}
 	wg.Wait()
 }

@@ -157,7 +157,7 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 		for _, slot := range c.Slots() {
 			cand := candidate{slot: slot, certificate: c, keyType: c.keyType(slot.Algorithm), newest: newest[slot]}
 			p.row(slot, func(row *cluster.CertificateReport) { row.Newest = cand.newest })
-			if p.seen.Role == cluster.Master && p.judge(ctx, &cand, know) {
+			if p.seen.Role == cluster.Master && !p.wanted.NoOrders && p.judge(ctx, &cand, know) {
 				due = append(due, cand)
 			} else {
 				settled = append(settled, cand.newest)

@@ -312,7 +312,11 @@ func (n *Node) eachProxy(ctx context.Context, targets []cluster.Target, outcome 
 	var wg sync.WaitGroup
 	for i, p := range n.Proxies {
 		wg.Go(func() {
-			answered, err := ask(p)
+			var answered []cluster.Placement
+			var err error
+			if mistake := safely(func() { answered, err = ask(p) }); mistake != nil {
+				err = mistake
+			}
 			if err != nil {
 				outcome := outcome
 				if outcome != "" {

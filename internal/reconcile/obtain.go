@@ -267,7 +267,7 @@ func (p *pass) drive(ctx context.Context, order cluster.Order) (*cert.Bundle, cl
 		return nil, latest, demoted(ctx, err)
 	}
 	var mu sync.Mutex
-	bundle, err := p.Issuer.Obtain(ctx, account, order, func(ctx context.Context, o cluster.Order) error {
+	checkpoint := func(ctx context.Context, o cluster.Order) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if err := p.checkpoint(ctx, o); err != nil {
@@ -275,7 +275,11 @@ func (p *pass) drive(ctx context.Context, order cluster.Order) (*cert.Bundle, cl
 		}
 		latest = o
 		return nil
-	})
+	}
+	var bundle *cert.Bundle
+	if mistake := safely(func() { bundle, err = p.Issuer.Obtain(ctx, account, order, checkpoint) }); mistake != nil {
+		err = mistake // a failed attempt, with a back-off as any other
+	}
 	mu.Lock()
 	defer mu.Unlock()
 	return bundle, latest, demoted(ctx, err)

@@ -35,6 +35,8 @@ type Wanted struct {
 	// MasterOnly makes a pass on a node that is not MASTER an error (`certsync issue`), instead of one that only
 	// adopts and activates.
 	MasterOnly bool
+	// NoOrders makes a pass that only adopts and activates, on the MASTER too (`certsync sync`).
+	NoOrders bool
 }
 
 // Pass brings every certificate on every node in line once: THE FLOW. Its error says that no pass could be made at all
@@ -50,7 +52,11 @@ func (r *Reconciler) Pass(ctx context.Context, wanted Wanted) (cluster.Report, e
 		return cluster.Report{}, cmp.Or(ended(ctx), err)
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { p.bring(ctx, settled...) }) // stage, activate
+	wg.Go(func() {
+		if err := safely(func() { p.bring(ctx, settled...) }); err != nil { // stage, activate
+			p.failAll(ctx, settled, err)
+		}
+	})
 	p.concurrently(due, func(c candidate) {
 		p.bring(ctx, p.obtain(ctx, c)) // fence, obtain, keep; stage, activate
 	})
@@ -62,8 +68,9 @@ func (r *Reconciler) Pass(ctx context.Context, wanted Wanted) (cluster.Report, e
 // pass is one run: what it knows and what it did.
 type pass struct {
 	*Reconciler
-	seen  cluster.Seen
-	peers []*peerView
+	wanted Wanted
+	seen   cluster.Seen
+	peers  []*peerView
 	// forced are the names to obtain now.
 	forced map[string]bool
 
@@ -83,7 +90,7 @@ func (r *Reconciler) begin(ctx context.Context, wanted Wanted) (*pass, error) {
 	if wanted.MasterOnly && seen.Role != cluster.Master {
 		return nil, r.refusal(ctx, seen)
 	}
-	p := &pass{Reconciler: r, seen: seen, forced: map[string]bool{},
+	p := &pass{Reconciler: r, wanted: wanted, seen: seen, forced: map[string]bool{},
 		rows: map[cert.Slot]*cluster.CertificateReport{}, placements: map[string]map[cert.Slot][]cluster.Placement{}}
 	p.report = cluster.Report{Node: r.Settings.Node, Role: seen.Role, Start: r.Now().UTC()}
 	configured := r.Settings.catalog()
@@ -146,7 +153,11 @@ func notMaster(seen cluster.Seen) error {
 
 // fence reads the role again: only a node that is MASTER now goes on. Where ctx ended nothing is said of the role.
 func (r *Reconciler) fence(ctx context.Context) error {
-	seen, err := r.Roles.Role(ctx)
+	var seen cluster.Seen
+	var err error
+	if mistake := safely(func() { seen, err = r.Roles.Role(ctx) }); mistake != nil {
+		err = mistake // also in whileMaster, where nobody else would catch it
+	}
 	if ended := ended(ctx); ended != nil {
 		return ended
 	}
@@ -232,7 +243,9 @@ func (p *pass) concurrently(due []candidate, do func(candidate)) {
 		go func() {
 			defer func() { <-places; wg.Done() }()
 			for _, c := range groups[k] {
-				do(c)
+				if err := safely(func() { do(c) }); err != nil {
+					p.fail(c.slot, cluster.Failure, err)
+				}
 			}
 		}()
 	}
