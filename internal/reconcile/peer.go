@@ -140,5 +140,14 @@ func contains(generations []cert.Generation, g cert.Generation) bool {
 	return slices.ContainsFunc(generations, func(h cert.Generation) bool { return same(g, h) })
 }
 
+// among is contains for many questions.
+func among(generations []cert.Generation) func(cert.Generation) bool {
+	known := make(map[cert.Fingerprint][]cert.Generation, len(generations))
+	for _, g := range generations {
+		known[g.Fingerprint] = append(known[g.Fingerprint], g)
+	}
+	return func(g cert.Generation) bool { return contains(known[g.Fingerprint], g) }
+}
+
 // same tells that two are one generation of one slot, whatever the form of their times.
 func same(a, b cert.Generation) bool { return a.Slot == b.Slot && a.Compare(b) == 0 }

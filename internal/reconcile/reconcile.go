@@ -35,6 +35,9 @@ type Wanted struct {
 	// MasterOnly makes a pass on a node that is not MASTER an error (`certsync issue`), instead of one that only
 	// adopts and activates.
 	MasterOnly bool
+	// Wake is when the caller makes the next pass, whatever the report says; zero where it makes one at Report.Next. What
+	// comes due before Wake is renewed now.
+	Wake time.Time
 }
 
 // Pass brings every certificate on every node in line once: THE FLOW. Its error says that no pass could be made at all
@@ -67,6 +70,7 @@ type pass struct {
 	peers  []*peerView
 
 	account registration
+	budget  *budget
 
 	mu         sync.Mutex
 	report     cluster.Report
