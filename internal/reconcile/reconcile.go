@@ -26,6 +26,8 @@ type Reconciler struct {
 
 	// acknowledgeWithin is acknowledgeTimeout, or what a test sets instead.
 	acknowledgeWithin time.Duration
+	// askWithin is askTimeout, or what a test sets instead.
+	askWithin time.Duration
 }
 
 // Wanted is what a pass is asked for beyond what is due by itself.

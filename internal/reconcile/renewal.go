@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -160,7 +161,7 @@ func (p *pass) ask(ctx context.Context, newest []cert.Generation, past chronicle
 	}
 	master, cancel := p.whileMaster(ctx)
 	defer cancel()
-	master, end := context.WithTimeout(master, askTimeout)
+	master, end := context.WithTimeout(master, cmp.Or(p.askWithin, askTimeout))
 	defer end()
 	q.ask(master)
 	if len(q.answers) == 0 {
