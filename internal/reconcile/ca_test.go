@@ -37,8 +37,9 @@ type fakeCA struct {
 	// renewals answers for renewal information; nil: the CA gives none. asked are the identifiers that it was asked for.
 	renewals func(ctx context.Context, id string) (cluster.Suggestion, error)
 	asked    []string
-	replaced []string // what the new orders said that they replace
-	lifetime time.Duration
+	replaced []string      // what the new orders said that they replace
+	lifetime time.Duration // zero: 90 days
+	behind   time.Duration // its clock, to the world's
 }
 
 type caOrder struct {

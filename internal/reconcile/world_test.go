@@ -763,5 +763,6 @@ func (w *world) clock() time.Time {
 
 // certtestOptions are those of the fake CA's certificates.
 func certtestOptions(w *world, o cluster.Order) certtest.Options {
-	return certtest.Options{Domains: o.Domains, NotBefore: w.Now(), NotAfter: w.Now().Add(cmp.Or(w.ca.lifetime, 90*day)), Chain: true}
+	now := w.Now().Add(-w.ca.behind)
+	return certtest.Options{Domains: o.Domains, NotBefore: now, NotAfter: now.Add(cmp.Or(w.ca.lifetime, 90*day)), Chain: true}
 }
