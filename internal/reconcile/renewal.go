@@ -161,7 +161,7 @@ func (p *pass) ask(ctx context.Context, newest []cert.Generation, past chronicle
 	}
 	master, cancel := p.whileMaster(ctx)
 	defer cancel()
-	master, end := context.WithTimeout(master, cmp.Or(p.askWithin, askTimeout))
+	master, end := context.WithTimeoutCause(master, cmp.Or(p.askWithin, askTimeout), errSilent)
 	defer end()
 	q.ask(master)
 	if len(q.answers) == 0 {
@@ -175,6 +175,9 @@ func (p *pass) ask(ctx context.Context, newest []cert.Generation, past chronicle
 		past.hear(a)
 	}
 }
+
+// errSilent is that a CA which is asked for renewal information answers nothing.
+var errSilent = errors.New("the CA does not answer")
 
 // questions are those of one pass to the CA.
 type questions struct {
@@ -200,7 +203,8 @@ func (q *questions) pick(newest []cert.Generation) {
 	}
 }
 
-// ask asks side by side. What ctx leaves unasked is asked for in the next pass.
+// ask asks side by side. What ctx leaves unasked is asked for in the next pass; where the CA answered nothing at all, that
+// is the answer.
 func (q *questions) ask(ctx context.Context) {
 	var wg sync.WaitGroup
 	places := make(chan struct{}, max(1, q.Settings.Concurrency))
@@ -212,24 +216,34 @@ func (q *questions) ask(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+	if len(q.answers) == 0 && errors.Is(context.Cause(ctx), errSilent) {
+		q.all = errSilent
+		for _, g := range q.open {
+			q.heard(g, "", cluster.Suggestion{}, errSilent)
+		}
+	}
 	if q.all != nil && !errors.Is(q.all, errors.ErrUnsupported) {
 		q.warn("the CA does not say when certificates should be renewed: %s; until it does, their lifetime decides", oneLine(q.all.Error()))
 	}
 }
 
 func (q *questions) one(ctx context.Context, g cert.Generation) {
-	last := q.past.of(g.Slot).renewal
-	id, err := q.certID(ctx, g, last)
+	if ctx.Err() != nil {
+		return
+	}
+	if err := q.forAll(); err != nil {
+		q.heard(g, "", cluster.Suggestion{}, err)
+		return
+	}
 	var s cluster.Suggestion
+	id, err := q.certID(ctx, g, q.past.of(g.Slot).renewal)
 	if err == nil {
-		if err = q.forAll(); err == nil {
-			s, err = q.Issuer.RenewalInfo(ctx, id)
-		}
+		s, err = q.Issuer.RenewalInfo(ctx, id)
 	}
-	if ctx.Err() != nil && err != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return // told to end, or not MASTER any more: nothing is known
+	if err != nil && ctx.Err() != nil {
+		return // out of time, told to end, or not MASTER any more: that says nothing of this one
 	}
-	q.heard(answered(last, g, id, s, err, cluster.RenewalInfo{Node: q.Settings.Node, Directory: q.Issuer.Directory(), Time: q.Now().UTC()}), err)
+	q.heard(g, id, s, err)
 }
 
 // certID is the certificate's identifier at the CA.
@@ -255,7 +269,9 @@ func (q *questions) forAll() error {
 }
 
 // heard keeps an answer, and notes what holds for all.
-func (q *questions) heard(answer cluster.RenewalInfo, err error) {
+func (q *questions) heard(g cert.Generation, id string, s cluster.Suggestion, err error) {
+	asked := cluster.RenewalInfo{Node: q.Settings.Node, Directory: q.Issuer.Directory(), Time: q.Now().UTC()}
+	answer := answered(q.past.of(g.Slot).renewal, g, id, s, err, asked)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.answers = append(q.answers, answer)
@@ -273,14 +289,15 @@ func (q *questions) heard(answer cluster.RenewalInfo, err error) {
 	}
 }
 
-// answered is the record of a question for g with the identifier id, after last; asked has who asked whom, and when. It is
-// pure.
+// answered is the record of a question for g with the identifier id ("" where it did not come to that), after last; asked
+// has who asked whom, and when. It is pure.
 func answered(last cluster.RenewalInfo, g cert.Generation, id string, s cluster.Suggestion, err error, asked cluster.RenewalInfo) cluster.RenewalInfo {
 	r := asked
 	r.Generation, r.CertID, r.Revision = g, id, 1
 	ours := false
 	if same(last.Generation, g) {
 		r.Revision, ours = last.Revision+1, last.Node == asked.Node
+		r.CertID = cmp.Or(id, last.CertID)
 	}
 	if err == nil {
 		r.Start, r.End, r.Explanation = s.Start, s.End, s.Explanation

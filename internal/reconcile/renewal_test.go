@@ -198,6 +198,10 @@ func TestWhatAnAnswerLeaves(t *testing.T) {
 		if again := r.Again.Sub(noon); again < c.again || again > c.again+askGrid {
 			t.Errorf("%s: asked again after %s, want %s", what, again, c.again)
 		}
+		silent := answered(c.last, g, "", answer, context.DeadlineExceeded, asked)
+		if silent.Suggested() && !RenewAt(g, silent).Equal(RenewAt(g, c.last)) {
+			t.Errorf("%s: a question that is not answered moves the renewal from %s to %s", what, RenewAt(g, c.last), RenewAt(g, silent))
+		}
 		if r.Revision != c.revision || !same(r.Generation, g) || r.Node != "proxy1" || r.CertID != "a.b" || (r.Problem == "") != (c.err == nil) {
 			t.Errorf("%s: %+v", what, r)
 		}
@@ -537,6 +541,45 @@ func TestACAThatIsSilentDelaysNothing(t *testing.T) {
 	}
 	if next := report.Next.Sub(w.Now()); next < 6*time.Hour || next > 7*time.Hour {
 		t.Errorf("asked again after %s", next)
+	}
+}
+
+// A CA that is too slow for all questions of a pass is asked for the others in the next one.
+func TestQuestionsThatAPassDoesNotComeToAreAskedInTheNext(t *testing.T) {
+	var cs []Certificate
+	for i := range 6 {
+		n := fmt.Sprintf("n%d.example", i)
+		cs = append(cs, certificate(n, []string{n}, cert.EC256))
+	}
+	w := newWorld(t, 1, withCertificates(cs...), func(_ *world, s *Settings) { s.Concurrency = 1 })
+	a := w.hosts[0]
+	a.tick()
+	answers := 0
+	w.ca.set(func() {
+		w.ca.renewals = func(ctx context.Context, _ string) (cluster.Suggestion, error) {
+			if answers++; answers%3 == 0 {
+				<-ctx.Done()
+				return cluster.Suggestion{}, ctx.Err()
+			}
+			return cluster.Suggestion{Start: w.Now().Add(20 * day), End: w.Now().Add(21 * day)}, nil
+		}
+	})
+	a.askWithin = 300 * time.Millisecond
+	for pass, want := range []int{2, 4, 6} {
+		w.advance(time.Minute)
+		report := a.tick()
+		answered := 0
+		for _, r := range a.records().Renewals {
+			if r.Suggested() {
+				answered++
+			}
+		}
+		if answered != want || len(report.Warnings) > 0 {
+			t.Errorf("after pass %d %d are answered, want %d; warnings %q", pass+1, answered, want, report.Warnings)
+		}
+		if next := report.Next.Sub(w.Now()); (next == time.Minute) != (want < 6) {
+			t.Errorf("after pass %d the next is %s away", pass+1, next)
+		}
 	}
 }
 
