@@ -227,6 +227,9 @@ func (p *pass) judge(ctx context.Context, c *candidate, records cluster.Records,
 		p.hold(c, v.Held)
 	}
 	if v.Reason == "" {
+		if f.waits() {
+			p.tell("due", c.slot, "", "due, and put off until %s: a peer cannot be reached, and may be MASTER too", f.dueAt().UTC().Format(time.RFC3339))
+		}
 		return false
 	}
 	p.tell("due", c.slot, "", "%s", v.Reason)

@@ -90,14 +90,21 @@ func (f Facts) ownWord() cluster.RenewalInfo {
 
 // dueAt is when the newest generation is due on this node; zero where there is none.
 func (f Facts) dueAt() time.Time {
-	if f.Newest.IsZero() {
-		return time.Time{}
+	at := f.dueAlone()
+	if at.IsZero() {
+		return at
 	}
-	at, info := RenewAt(f.Newest, f.ownWord()), f.ownWord()
+	return at.Add(f.stagger(at))
+}
+
+// dueAlone is dueAt, were this node the only one that could be MASTER.
+func (f Facts) dueAlone() time.Time {
+	info := f.ownWord()
+	at := RenewAt(f.Newest, info)
 	if info.Suggested() && !f.Issued.Time.IsZero() {
 		at = later(at, f.Issued.Time.Add(min(hurry, f.Newest.Lifetime()/10)))
 	}
-	return at.Add(f.stagger(at))
+	return at
 }
 
 // stagger is how much longer a node waits while it cannot reach a peer, which may be MASTER as well and renew: node i, i
@@ -108,6 +115,12 @@ func (f Facts) stagger(at time.Time) time.Duration {
 	}
 	wait := time.Duration(f.Place) * min(time.Hour, f.Newest.Lifetime()/100)
 	return max(0, min(wait, lastMoment(f.Newest).Sub(at)))
+}
+
+// waits tells that the newest generation would be due, could every peer be reached.
+func (f Facts) waits() bool {
+	alone := f.dueAlone()
+	return !alone.IsZero() && !f.Now.Before(alone) && f.Now.Before(f.dueAt())
 }
 
 // ripe tells that the newest generation is due now, or would be before anybody looks again (RFC 9773 section 4.2).
