@@ -139,6 +139,7 @@ var elsewhere = map[string]string{
 	"store.aside":     "a state file that is torn is set aside: internal/store",
 	"haproxy.retired": "a certificate goes from one key type to both: internal/haproxy",
 	"store.remove":    "a generation or a record that is too old is dropped: internal/store",
+	"reconcile.asked": "the CA is asked when to renew, of what a run before has issued: TestACertificateIsRenewedWhenTheCASuggestsIt",
 	// No command of the flow edits system files.
 	"sysfile.temp": bootstrapKills, "sysfile.written": bootstrapKills, "sysfile.backup": bootstrapKills, "sysfile.rename": bootstrapKills,
 	"sysfile.renamed": bootstrapKills,

@@ -71,6 +71,8 @@ type history struct {
 	directory string
 	// issued is the last attempt that led to a certificate, at whatever directory.
 	issued cluster.Attempt
+	// earlier is when the one before that was begun.
+	earlier time.Time
 	// attempts are those at the directory, in the order of time.
 	attempts []cluster.Attempt
 	// renewal is what is known of when the CA wants the certificate to be renewed.
@@ -88,7 +90,7 @@ func chronicleOf(records cluster.Records, directory string, now time.Time) chron
 		}
 		h := c.slots[a.Slot]
 		if a.End == cluster.Issued {
-			h.issued = a
+			h.issued, h.earlier = a, h.issued.Time
 		}
 		if a.Directory == directory {
 			h.attempts = append(h.attempts, a)

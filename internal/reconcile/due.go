@@ -41,6 +41,8 @@ type Facts struct {
 	Released cert.Generation
 	// Issued is the ledger's last entry that led to a certificate; zero where none is remembered.
 	Issued cluster.Attempt
+	// Earlier is when the certificate before that was ordered; zero where none is remembered.
+	Earlier time.Time
 	// Order is the open order of the slot, nil where there is none.
 	Order *cluster.Order
 	// PutOff is the ledger's entry that forbids an attempt for now; zero where none does.
@@ -288,7 +290,7 @@ func (p *pass) surroundings() Facts {
 
 // of are the facts with those of a slot that the records tell.
 func (f Facts) of(newest cert.Generation, past history) Facts {
-	f.Newest, f.Renewal, f.Issued = newest, past.renewal, past.issued
+	f.Newest, f.Renewal, f.Issued, f.Earlier = newest, past.renewal, past.issued, past.earlier
 	return f
 }
 

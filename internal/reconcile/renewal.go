@@ -23,8 +23,8 @@ const (
 	askUsually = 6 * time.Hour
 	// askGrid brings the questions for many certificates together in few passes.
 	askGrid = 10 * time.Minute
-	// hurry is the least time between a certificate and its renewal at the CA's suggestion, a tenth of the lifetime at
-	// most: a CA that always suggests the past is not asked for one after the other.
+	// hurry is the least time on the average between two renewals at the CA's suggestion, a tenth of the lifetime at most:
+	// a CA that always suggests the past is not asked for one certificate after the other.
 	hurry = time.Hour
 )
 
@@ -101,8 +101,8 @@ func (f Facts) dueAt() time.Time {
 func (f Facts) dueAlone() time.Time {
 	info := f.ownWord()
 	at := RenewAt(f.Newest, info)
-	if info.Suggested() && !f.Issued.Time.IsZero() {
-		at = later(at, f.Issued.Time.Add(min(hurry, f.Newest.Lifetime()/10)))
+	if info.Suggested() && !f.Earlier.IsZero() {
+		at = later(at, f.Earlier.Add(2*min(hurry, f.Newest.Lifetime()/10)))
 	}
 	return at
 }

@@ -250,9 +250,13 @@ func TestDueGivesTheNextInstant(t *testing.T) {
 		"an hour's life":           {facts(0, func(f *Facts) { f.Newest, f.Renewal = hour, asked(hour, day) }), false, 30 * time.Minute},
 		"before the caller wakes":  {facts(60*day-time.Hour, func(f *Facts) { f.Wake = f.Now.Add(2 * time.Hour) }), true, 60*day - time.Hour},
 		"after the caller wakes":   {facts(60*day-3*time.Hour, func(f *Facts) { f.Wake = f.Now.Add(2 * time.Hour) }), false, 60 * day},
-		"in the hour of its issue, and the CA says at once": {facts(time.Minute, func(f *Facts) {
+		"just issued, and the CA says at once": {facts(time.Minute, func(f *Facts) {
 			f.Renewal, f.Issued = window("proxy1", -time.Hour), cluster.Attempt{ID: "i", Directory: "D", Time: noon}
-		}), false, time.Hour},
+		}), true, time.Minute},
+		"just issued again, and the CA says at once": {facts(time.Minute, func(f *Facts) {
+			f.Renewal, f.Issued = window("proxy1", -time.Hour), cluster.Attempt{ID: "i", Directory: "D", Time: noon}
+			f.Earlier = noon.Add(-time.Minute)
+		}), false, 2*time.Hour - time.Minute},
 		"another CA gave it": {facts(day, func(f *Facts) {
 			f.Renewal, f.Issued = cluster.RenewalInfo{}, cluster.Attempt{ID: "i", Directory: "E", Time: noon}
 		}), false, 60 * day},
