@@ -102,7 +102,7 @@ func (f Facts) dueAlone() time.Time {
 	info := f.ownWord()
 	at := RenewAt(f.Newest, info)
 	if info.Suggested() && !f.Earlier.IsZero() {
-		at = later(at, f.Earlier.Add(2*min(hurry, f.Newest.Lifetime()/10)))
+		at = later(at, earliest(f.Earlier.Add(2*min(hurry, f.Newest.Lifetime()/10)), lastMoment(f.Newest)))
 	}
 	return at
 }
