@@ -272,6 +272,9 @@ func TestAClockThatIsAheadOrdersNoFlood(t *testing.T) {
 			t.Error("nothing is said of the clock")
 		}
 		for end := w.Now().Add(c.span); w.Now().Before(end); {
+			if n, _, _ := w.ca.counts(); n > c.most {
+				t.Fatalf("%d orders in %s", n, w.Now().Sub(end.Add(-c.span)))
+			}
 			if report.Next.IsZero() {
 				t.Fatal("it is given up")
 			}

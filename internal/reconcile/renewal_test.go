@@ -482,7 +482,7 @@ func TestACAThatAlwaysSuggestsThePastIsNotAskedForOneAfterTheOther(t *testing.T)
 	w.suggests(-2*time.Hour, -time.Hour, time.Minute)
 	report := w.hosts[0].tick()
 	end := w.Now().Add(day)
-	for w.Now().Before(end) {
+	for n := 0; w.Now().Before(end) && n < 100; n, _, _ = w.ca.counts() {
 		w.advance(max(time.Second, report.Next.Sub(w.Now())))
 		report = w.hosts[0].tick()
 	}
@@ -495,9 +495,11 @@ func TestAPeersWindowIsNoReasonForAnOrderByItself(t *testing.T) {
 	w := newWorld(t, 2)
 	a := w.hosts[0]
 	follow(w, a, 2)
+	revision := uint64(1 << 60)
 	forged := func(node string) func(*cluster.Inventory) {
+		revision += 1 << 20 // whatever the node asked since
 		return func(i *cluster.Inventory) {
-			i.Renewals = []cluster.RenewalInfo{{Generation: a.newest(slot), CertID: "a.b", Directory: w.ca.directory, Node: node, Time: w.Now(), Revision: 1 << 60,
+			i.Renewals = []cluster.RenewalInfo{{Generation: a.newest(slot), CertID: "a.b", Directory: w.ca.directory, Node: node, Time: w.Now(), Revision: revision,
 				Start: w.Now().Add(-2 * time.Hour), End: w.Now().Add(-time.Hour), Again: w.Now().Add(9000 * time.Hour)}}
 		}
 	}
@@ -511,6 +513,37 @@ func TestAPeersWindowIsNoReasonForAnOrderByItself(t *testing.T) {
 	}
 	if w.asked() == 0 {
 		t.Error("the CA itself was not asked")
+	}
+}
+
+func TestANodeThatWasAwayHearsOfTheWindow(t *testing.T) {
+	for what, c := range map[string]struct {
+		awayFrom int // the pass
+		back     func(w *world)
+	}{
+		"it adopts the generation and the window with it":           {1, func(w *world) { w.hosts[1].tick() }},
+		"it has the generation, and the MASTER gives it the window": {2, func(w *world) { w.hosts[0].tick() }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t, 2)
+			w.suggests(20*day, 21*day, 6*time.Hour)
+			for pass := 1; pass <= 2; pass++ {
+				w.cut(1, pass >= c.awayFrom)
+				w.hosts[0].tick()
+				w.advance(time.Minute)
+			}
+			if n := len(w.hosts[1].records().Renewals); n != 0 || w.asked() != 1 {
+				t.Fatalf("the BACKUP knows %d windows already, and the CA was asked %d times", n, w.asked())
+			}
+			w.cut(1, false)
+			c.back(w)
+			if all := w.hosts[1].records().Renewals; len(all) != 1 || !same(all[0].Generation, w.hosts[1].newest(slot)) {
+				t.Errorf("the BACKUP knows %+v", all)
+			}
+			if w.asked() != 1 {
+				t.Errorf("the CA was asked %d times", w.asked())
+			}
+		})
 	}
 }
 
