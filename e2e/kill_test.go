@@ -143,6 +143,7 @@ var elsewhere = map[string]string{
 	"store.remove":       "a generation or a record that is too old is dropped: internal/store",
 	"haproxy.prune.kept": pruneKills, "haproxy.prune.unloaded": pruneKills, "haproxy.prune.unlisted": pruneKills, "haproxy.prune.removed": pruneKills,
 	"store.forgotten": pruneKills, "reconcile.pruned": pruneKills,
+	"reconcile.asked": "the CA is asked when to renew, of what a run before has issued: TestACertificateIsRenewedWhenTheCASuggestsIt",
 	// No command of the flow edits system files.
 	"sysfile.temp": bootstrapKills, "sysfile.written": bootstrapKills, "sysfile.backup": bootstrapKills, "sysfile.rename": bootstrapKills,
 	"sysfile.renamed": bootstrapKills,

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -106,7 +107,7 @@ func (w *wiring) close() {
 }
 
 func settingsOf(cfg *config.Config, self config.Node) (reconcile.Settings, error) {
-	s := reconcile.Settings{Node: self.Name, Version: versionText(), Digest: cfg.Digest(), Email: cfg.ACME.Email, Concurrency: cfg.Renew.Concurrency}
+	s := reconcile.Settings{Node: self.Name, Place: slices.IndexFunc(cfg.Nodes, func(n config.Node) bool { return n.Name == self.Name }), Version: versionText(), Digest: cfg.Digest(), Email: cfg.ACME.Email, Concurrency: cfg.Renew.Concurrency}
 	for _, c := range cfg.Certificates {
 		s.Certificates = append(s.Certificates, reconcile.Certificate{Name: c.Name, Domains: cert.NormalDomains(c.Domains),
 			KeyTypes: c.KeyTypes, Profile: cfg.ACME.Profile, Path: c.Bundle})

@@ -56,10 +56,22 @@ func (c *Client) fetchDirectory(ctx context.Context) (directoryInfo, error) {
 }
 
 func (c *Client) readDirectory(ctx context.Context, now time.Time) (directoryInfo, error) {
-	const op = "acme directory"
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.cfg.Directory, nil)
+	body, header, err := c.get(ctx, "acme directory", c.cfg.Directory, now)
 	if err != nil {
-		return directoryInfo{}, fmt.Errorf("%s: %w", op, err)
+		return directoryInfo{}, err
+	}
+	info := directoryInfo{body: body, fetched: now}
+	if json.Unmarshal(body, &info.Directory) != nil {
+		return directoryInfo{}, malformedDirectory(c.cfg.Directory, "not a JSON object (Content-Type %.40q)", header.Get("Content-Type"))
+	}
+	return info, info.check(c.cfg.Directory)
+}
+
+// get reads what a CA gives to anybody who asks, without an account. op is a phrase for the error.
+func (c *Client) get(ctx context.Context, op, address string, now time.Time) ([]byte, http.Header, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", op, err)
 	}
 	request.Header.Set("User-Agent", c.cfg.UserAgent)
 	response, err := readWithin(ctx, c.cfg.Timeout, func(ctx context.Context) (*http.Response, error) {
@@ -67,25 +79,21 @@ func (c *Client) readDirectory(ctx context.Context, now time.Time) (directoryInf
 	})
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return directoryInfo{}, fmt.Errorf("%s: %w", op, contextError(ctx))
+		return nil, nil, fmt.Errorf("%s: %w", op, contextError(ctx))
 	case err != nil:
-		return directoryInfo{}, networkFailure(op+" "+c.cfg.Directory, err)
+		return nil, nil, networkFailure(op+" "+address, err)
 	case response.StatusCode != http.StatusOK:
 		problem, err := normalProblem(response)
 		if err != nil {
-			return directoryInfo{}, networkFailure(op, err)
+			return nil, nil, networkFailure(op, err)
 		}
-		return directoryInfo{}, problemFailure(op+" "+c.cfg.Directory, problem, response.Header.Get("Retry-After"), now)
+		return nil, nil, problemFailure(op+" "+address, problem, response.Header.Get("Retry-After"), now)
 	}
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		return directoryInfo{}, networkFailure(op, err)
+		return nil, nil, networkFailure(op, err)
 	}
-	info := directoryInfo{body: body, fetched: now}
-	if json.Unmarshal(body, &info.Directory) != nil {
-		return directoryInfo{}, malformedDirectory(c.cfg.Directory, "not a JSON object (Content-Type %.40q)", response.Header.Get("Content-Type"))
-	}
-	return info, info.check(c.cfg.Directory)
+	return body, response.Header, nil
 }
 
 // check wants the URLs that every order needs.

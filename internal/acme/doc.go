@@ -2,8 +2,8 @@
 // of which it uses the wire protocol (acme/api) and the DNS providers, and not the solver: that one waits for seconds
 // where nothing needs waiting for, and cannot be stopped, resumed or fenced between two steps.
 //
-// Use a Client where an account is to be registered, an order driven to its certificate, or an order's TXT values
-// removed. An order is driven step by step, and before each step that changes something at the CA or in the DNS the
+// Use a Client where an account is to be registered, an order driven to its certificate, an order's TXT values removed,
+// or the CA asked when a certificate should be renewed (RFC 9773). An order is driven step by step, and before each step that changes something at the CA or in the DNS the
 // caller's checkpoint is asked, which stores the order and may end the work. So an order whose driver was killed is
 // taken up again, by any node that has its record, and not repeated; it is never finalised with another key than the
 // one recorded with it. The package itself stores and logs nothing.

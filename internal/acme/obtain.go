@@ -210,7 +210,7 @@ func (w *work) create(ctx context.Context) (acme.Order, error) {
 	if _, err := w.client.presenterFor(ctx, w.order.Slot.Name, first, w.cfg); err != nil {
 		return acme.Order{}, err
 	}
-	if err := w.save(ctx, cluster.StepPlanned, nil); err != nil {
+	if err := w.save(ctx, cluster.StepPlanned, w.withoutReplaces()); err != nil {
 		return acme.Order{}, err
 	}
 	w.client.say(w.order.Slot, "ordering %s for %s", w.order.KeyType, strings.Join(w.order.Domains, " "))
@@ -243,6 +243,15 @@ func (w *work) create(ctx context.Context) (acme.Order, error) {
 			o.Replaces = ""
 		}
 	})
+}
+
+// withoutReplaces takes "replaces" out of an order to a CA that has no renewal information: the field is that extension's
+// (RFC 9773 section 5), and a CA may refuse what it does not know. It gives nil where there is nothing to take out.
+func (w *work) withoutReplaces() func(*cluster.Order) {
+	if w.order.Replaces == "" || w.session.dir.RenewalInfo != "" {
+		return nil
+	}
+	return func(o *cluster.Order) { o.Replaces = "" }
 }
 
 func (w *work) newOrder(ctx context.Context) (acme.ExtendedOrder, error) {

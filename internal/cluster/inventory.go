@@ -37,12 +37,14 @@ type Records struct {
 	Ledger     []Attempt   `json:"ledger,omitempty"`
 	Tombstones []Tombstone `json:"tombstones,omitempty"`
 	Releases   []Release   `json:"releases,omitempty"`
+	// Renewals are what the CA said of when generations should be renewed, one for each slot.
+	Renewals []RenewalInfo `json:"renewals,omitempty"`
 }
 
 // String counts the records.
 func (r Records) String() string {
-	return fmt.Sprintf("%d accounts, %d orders, %d attempts, %d tombstones, %d releases", len(r.Accounts), len(r.Orders), len(r.Ledger),
-		len(r.Tombstones), len(r.Releases))
+	return fmt.Sprintf("%d accounts, %d orders, %d attempts, %d tombstones, %d releases, %d renewals", len(r.Accounts), len(r.Orders), len(r.Ledger),
+		len(r.Tombstones), len(r.Releases), len(r.Renewals))
 }
 
 // Format prints String for every verb, see Account.Format.
@@ -51,7 +53,8 @@ func (r Records) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, r.String
 // LogValue counts the records: their JSON would show keys.
 func (r Records) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("accounts", len(r.Accounts)), slog.Int("orders", len(r.Orders)), slog.Int("ledger", len(r.Ledger)),
-		slog.Int("tombstones", len(r.Tombstones)), slog.Int("releases", len(r.Releases)))
+		slog.Int("tombstones", len(r.Tombstones)), slog.Int("releases", len(r.Releases)),
+		slog.Int("renewals", len(r.Renewals)))
 }
 
 // Inventory is what a node tells its peers of itself.

@@ -30,10 +30,12 @@ type Attempt struct {
 	// Profile is the ACME profile that was asked for, "" for the CA's default.
 	Profile string `json:"profile,omitempty"`
 	// Order is the ID of the order; Resumed tells that it was taken up and not new.
-	Order   string    `json:"order"`
-	Resumed bool      `json:"resumed,omitempty"`
-	Time    time.Time `json:"time"`
-	End     End       `json:"end,omitempty"`
+	Order   string `json:"order"`
+	Resumed bool   `json:"resumed,omitempty"`
+	// Renews says as what the CA counts the certificate, where one comes of it.
+	Renews Renews    `json:"renews,omitempty"`
+	Time   time.Time `json:"time"`
+	End    End       `json:"end,omitempty"`
 	// Problem is the cause of a failure, in the CA's or provider's words, cut to a line.
 	Problem string `json:"problem,omitempty"`
 	// NextTry is when the next attempt for this slot is allowed; zero where nothing forbids it.
@@ -55,8 +57,8 @@ func (a Attempt) Allowed() time.Time {
 	return a.NextTry
 }
 
-// NextTry is the latest Allowed over the ledger's entries for slot at directory since its last success, and that
-// entry. Entries from more than MaxSkew in the future of now are ignored.
+// NextTry is the latest Allowed over the ledger's entries for slot at directory since its last success, the success
+// among them, and that entry. Entries from more than MaxSkew in the future of now are ignored.
 func NextTry(ledger []Attempt, slot cert.Slot, directory string, now time.Time) (Attempt, bool) {
 	var last Attempt
 	var success time.Time
@@ -67,7 +69,10 @@ func NextTry(ledger []Attempt, slot cert.Slot, directory string, now time.Time) 
 	}
 	found := false
 	for _, a := range ledger {
-		if a.Slot != slot || a.Directory != directory || a.Time.After(now.Add(MaxSkew)) || !a.Time.After(success) || a.NextTry.IsZero() {
+		if a.Slot != slot || a.Directory != directory || a.Time.After(now.Add(MaxSkew)) || a.NextTry.IsZero() {
+			continue
+		}
+		if !a.Time.After(success) && (a.End != Issued || a.Time.Before(success)) {
 			continue
 		}
 		if !found || cmp.Or(a.Allowed().Compare(last.Allowed()), compareAttempts(a, last)) > 0 {
@@ -108,7 +113,8 @@ func compareAttempts(a, b Attempt) int {
 	return cmp.Or(cmp.Compare(a.End, b.End), a.NextTry.Compare(b.NextTry), compareBool(a.RetryAfter, b.RetryAfter),
 		a.Time.Compare(b.Time), cmp.Compare(a.Problem, b.Problem), cmp.Compare(a.Order, b.Order),
 		compareBool(a.Resumed, b.Resumed), a.Slot.Compare(b.Slot), cmp.Compare(a.Directory, b.Directory),
-		slices.Compare(a.Domains, b.Domains), cmp.Compare(a.Profile, b.Profile), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
+		slices.Compare(a.Domains, b.Domains), cmp.Compare(a.Profile, b.Profile), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID),
+		cmp.Compare(a.Renews, b.Renews))
 }
 
 // compareBool orders false before true.

@@ -62,7 +62,14 @@ func genOrder(t *rapid.T) cluster.Order {
 func genAttempt(t *rapid.T) cluster.Attempt {
 	return cluster.Attempt{ID: text(t, "id"), Node: text(t, "node"), Slot: slot(t), Directory: text(t, "directory"), Domains: domains(t),
 		Profile: text(t, "profile"), Order: text(t, "order"), Resumed: rapid.Bool().Draw(t, "resumed"), Time: times(t, "time"), End: end(t),
-		Problem: text(t, "problem"), NextTry: times(t, "next try"), RetryAfter: rapid.Bool().Draw(t, "retry after")}
+		Problem: text(t, "problem"), NextTry: times(t, "next try"), RetryAfter: rapid.Bool().Draw(t, "retry after"),
+		Renews: rapid.SampledFrom([]cluster.Renews{cluster.RenewsNothing, cluster.RenewsInWindow}).Draw(t, "renews")}
+}
+
+func genRenewal(t *rapid.T) cluster.RenewalInfo {
+	return cluster.RenewalInfo{Generation: genRelease(t).Generation, CertID: text(t, "cert ID"), Directory: text(t, "directory"),
+		Start: times(t, "start"), End: times(t, "end"), Explanation: text(t, "explanation"), Node: text(t, "node"), Time: times(t, "time"),
+		Revision: rapid.Uint64Range(0, 2).Draw(t, "revision"), Again: times(t, "again"), Problem: text(t, "problem")}
 }
 
 func genTombstone(t *rapid.T) cluster.Tombstone {
@@ -124,6 +131,7 @@ func TestMergesAreJoins(t *testing.T) {
 	})
 	t.Run("tombstones", func(t *testing.T) { checkMerge(t, genTombstone, cluster.MergeTombstones) })
 	t.Run("releases", func(t *testing.T) { checkMerge(t, genRelease, cluster.MergeReleases) })
+	t.Run("renewals", func(t *testing.T) { checkMerge(t, genRenewal, cluster.MergeRenewals) })
 	t.Run("accounts", func(t *testing.T) { checkMerge(t, genAccount, cluster.MergeAccounts) })
 }
 

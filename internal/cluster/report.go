@@ -155,6 +155,12 @@ type CertificateReport struct {
 	Hint    string `json:"hint,omitempty"`
 	// NextTry is when an attempt is allowed again, where it is put off.
 	NextTry time.Time `json:"next_try,omitzero"`
+	// RenewAt is when Newest is to be renewed; Explanation is the URL of the CA's page that says why it wants it then.
+	RenewAt     time.Time `json:"renew_at,omitzero"`
+	Explanation string    `json:"explanation_url,omitempty"`
+	// Next is when something is to be done for the slot by itself: an order, the next try, a question to the CA. Zero on
+	// a node that is not MASTER.
+	Next time.Time `json:"next,omitzero"`
 }
 
 // Report is what a pass found and did.
@@ -171,6 +177,9 @@ type Report struct {
 	// Nodes has this node first, then the peers as configured.
 	Nodes    []NodeStatus `json:"nodes"`
 	Warnings []string     `json:"warnings,omitempty"`
+	// Next is the earliest Next of the certificates: when a pass is to be made without anything having happened. Zero
+	// where none is.
+	Next time.Time `json:"next,omitzero"`
 }
 
 // Progress is one line of what a pass is doing, for a terminal, a log, or the stream back to a command.

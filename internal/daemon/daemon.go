@@ -43,8 +43,6 @@ type Options struct {
 	// Log gets a line for each event of note.
 	Log     *slog.Logger
 	Version string
-	// Next is when a report says that something is due; nil is NextOf.
-	Next func(cluster.Report) time.Time
 }
 
 // Daemon makes the passes of this node. Use New.
@@ -88,9 +86,6 @@ func New(o Options) *Daemon {
 	d := &Daemon{options: o, log: o.Log, clock: systemClock(), requests: make(chan *request), ended: make(chan struct{}),
 		kick: make(chan struct{}, 1), peerTime: peerTime, endTime: endTime, done: make(chan outcome, 1), told: map[string]bool{},
 		heard: map[Reason]bool{}, away: map[string]bool{}}
-	if d.options.Next == nil {
-		d.options.Next = NextOf
-	}
 	d.watcher = newWatcher(o.Log, d.fileChanged)
 	return d
 }

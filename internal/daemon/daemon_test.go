@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"certsync/internal/cert"
 	"certsync/internal/cluster"
 	"certsync/internal/config"
 	"certsync/internal/distribute"
@@ -707,31 +706,6 @@ func TestWhatIsNotInServiceIsToldFromWhatCannotBeAsked(t *testing.T) {
 		r := cluster.Report{Nodes: []cluster.NodeStatus{{}, {Placements: []cluster.Placement{{Outcome: cluster.Done}, {Outcome: outcome}}}}}
 		if got := allPlaced(r); got != want {
 			t.Errorf("%q: %v", outcome, got)
-		}
-	}
-}
-
-func TestNextIsTheEarliestOfWhatTheReportTells(t *testing.T) {
-	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
-	row := func(left time.Duration, try time.Time) cluster.CertificateReport {
-		return cluster.CertificateReport{NextTry: try, Newest: cert.Generation{Fingerprint: cert.Fingerprint{1}, NotBefore: now.Add(left - 90*24*time.Hour),
-			NotAfter: now.Add(left)}}
-	}
-	day := 24 * time.Hour
-	for _, c := range []struct {
-		role cluster.Role
-		rows []cluster.CertificateReport
-		want time.Time
-	}{
-		{cluster.Master, nil, time.Time{}},
-		{cluster.Master, []cluster.CertificateReport{{}}, time.Time{}},
-		{cluster.Master, []cluster.CertificateReport{row(80*day, time.Time{}), row(50*day, time.Time{})}, now.Add(20 * day)},
-		{cluster.Master, []cluster.CertificateReport{row(10*day, now.Add(time.Hour))}, now.Add(time.Hour)},
-		{cluster.Master, []cluster.CertificateReport{row(10*day, time.Time{})}, time.Time{}}, // due, and not done
-		{cluster.Backup, []cluster.CertificateReport{row(10*day, time.Time{}), row(80*day, time.Time{})}, now.Add(50 * day)},
-	} {
-		if got := NextOf(cluster.Report{Role: c.role, End: now, Certificates: c.rows}); !got.Equal(c.want) {
-			t.Errorf("%s, %d rows: %s, want %s", c.role, len(c.rows), got, c.want)
 		}
 	}
 }

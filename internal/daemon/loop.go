@@ -174,7 +174,7 @@ func (d *Daemon) passEnded(o outcome) {
 	r, now := d.running, d.clock()
 	d.running = nil
 	if r.job.Kind != distribute.Sync && (r.request == nil || o.err == nil) { // else it says nothing of what is due
-		d.scheduler.ended(now, d.options.Next(o.report), o.err != nil)
+		d.scheduler.ended(now, o.report.Next, o.err != nil)
 	}
 	d.scheduler.placed(now, allPlaced(o.report))
 	next := d.scheduler.upcoming(now).UTC()

@@ -376,6 +376,9 @@ func TestHandler_RefusesMalformedBodies(t *testing.T) {
 		"end":            change(func(r *cluster.Records) { r.Ledger[0].End = "perhaps" }),
 		"node":           change(func(r *cluster.Records) { r.Ledger[0].Node = "" }),
 		"dates":          change(func(r *cluster.Records) { r.Releases[0].Generation.NotAfter = time.Time{} }),
+		"renewal dates":  change(func(r *cluster.Records) { r.Renewals[0].Generation.NotAfter = time.Time{} }),
+		"renewal node":   change(func(r *cluster.Records) { r.Renewals[0].Node = "" }),
+		"explanation":    change(func(r *cluster.Records) { r.Renewals[0].Explanation = "javascript:alert(1)" }),
 		"thumbprint":     change(func(r *cluster.Records) { r.Accounts[0].Thumbprint = "a/b" }),
 		"no domains":     change(func(r *cluster.Records) { r.Orders[0].Domains = nil }),
 	} {

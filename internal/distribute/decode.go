@@ -155,6 +155,8 @@ func (d *decoder) recordsField(r *cluster.Records, key string) error {
 		return list(d, &r.Tombstones, flat(checkTombstone))
 	case "releases":
 		return list(d, &r.Releases, flat(checkRelease))
+	case "renewals":
+		return list(d, &r.Renewals, flat(checkRenewal))
 	}
 	return errUnknown
 }

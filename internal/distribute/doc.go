@@ -13,7 +13,7 @@
 //	GET  /v1/inventory          what the node holds
 //	POST /v1/generations/fetch  a JSON list of generations in, a tar of them out
 //	PUT  /v1/generations        a tar of generations in, one result for each out
-//	PUT  /v1/records            accounts, orders, ledger, tombstones, releases to be merged
+//	PUT  /v1/records            accounts, orders, ledger, tombstones, releases, renewals to be merged
 //	POST /v1/release            activate what is held; where it then stands comes back
 //	GET  /v1/status             where the node's certificates stand
 //	GET  /v1/carp               what the node sees of its virtual addresses

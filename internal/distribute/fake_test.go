@@ -130,6 +130,7 @@ func (f *fakeLocal) Record(ctx context.Context, from string, r cluster.Records) 
 	f.records.Ledger = cluster.MergeLedger(f.records.Ledger, r.Ledger, time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC))
 	f.records.Tombstones = cluster.MergeTombstones(f.records.Tombstones, r.Tombstones)
 	f.records.Releases = cluster.MergeReleases(f.records.Releases, r.Releases)
+	f.records.Renewals = cluster.MergeRenewals(f.records.Renewals, r.Renewals)
 	return nil
 }
 
@@ -242,9 +243,11 @@ func makeRecords(t testing.TB) cluster.Records {
 			Records: []cluster.Record{{Domain: "example.org", Token: "t", FQDN: "_acme-challenge.example.org.", Value: "v", Removed: true}},
 			Node:    "proxy1", Created: at, Expires: at.Add(time.Hour), End: cluster.Failed, Problem: "no"}},
 		Ledger: []cluster.Attempt{{ID: "a1", Node: "proxy1", Slot: slot, Directory: "https://ca.test/dir", Domains: []string{"example.org"}, Order: "o1",
-			Resumed: true, Time: at, End: cluster.Failed, Problem: "no", NextTry: at.Add(time.Minute), RetryAfter: true}},
+			Resumed: true, Renews: cluster.RenewsNames, Time: at, End: cluster.Failed, Problem: "no", NextTry: at.Add(time.Minute), RetryAfter: true}},
 		Tombstones: []cluster.Tombstone{{Fingerprint: cert.Fingerprint{9}, Name: "example.org", Time: at, Reason: "key compromise"}},
 		Releases:   []cluster.Release{{Generation: g, Node: "proxy1", Time: at}},
+		Renewals: []cluster.RenewalInfo{{Generation: g, CertID: "aYhb.AIdl", Directory: "https://ca.test/dir", Start: at, End: at.Add(time.Minute),
+			Explanation: "https://ca.test/why", Node: "proxy1", Time: at, Revision: 2, Again: at.Add(time.Hour), Problem: "no"}},
 	}
 }
 

@@ -172,6 +172,7 @@ func checkAttempt(a cluster.Attempt) error {
 	err := firstError(
 		checkSlot(a.Slot), checkURL("directory", a.Directory, false), checkDomains(a.Domains),
 		checkText("order", a.Order, maxDomain), checkText("profile", a.Profile, maxText), checkText("problem", a.Problem, maxText), checkEnd(a.End),
+		checkText("renews", string(a.Renews), maxDomain),
 	)
 	if err != nil {
 		return fmt.Errorf("attempt %s: %w", a.ID, err)
@@ -196,6 +197,17 @@ func checkTombstone(t cluster.Tombstone) error {
 
 func checkRelease(r cluster.Release) error {
 	return firstError(checkGeneration(r.Generation), checkName("node of the release", r.Node))
+}
+
+func checkRenewal(r cluster.RenewalInfo) error {
+	err := firstError(
+		checkGeneration(r.Generation), checkName("node of the renewal information", r.Node), checkText("certificate ID", r.CertID, maxText),
+		checkURL("directory", r.Directory, false), checkURL("explanation URL", r.Explanation, true), checkText("problem", r.Problem, maxText),
+	)
+	if err != nil {
+		return fmt.Errorf("renewal information of %.300q: %w", r.Generation.Slot.String(), err)
+	}
+	return nil
 }
 
 // maxAddresses is how many addresses one vhid may have here; more do not fit in an advertisement that anybody sends.

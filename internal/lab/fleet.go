@@ -85,6 +85,10 @@ func (noIssuer) CleanUp(_ context.Context, _ cluster.Account, o cluster.Order) (
 	return o, nil
 }
 
+func (noIssuer) RenewalInfo(context.Context, string) (cluster.Suggestion, error) {
+	return cluster.Suggestion{}, errors.ErrUnsupported
+}
+
 // NewFleet makes a fleet whose certificates are in the store, on disk, and in a HAProxy that runs.
 func NewFleet(ctx context.Context, o FleetOptions) (f *Fleet, err error) {
 	if o.HAProxy == "" {

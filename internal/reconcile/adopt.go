@@ -44,7 +44,7 @@ func (p *pass) adopt(ctx context.Context) {
 	}
 	if p.adoptGenerations(ctx) {
 		for _, v := range p.peers {
-			p.take(ctx, v, cluster.Records{Releases: v.inv().Releases})
+			p.take(ctx, v, cluster.Records{Releases: v.inv().Releases, Renewals: v.inv().Renewals})
 		}
 	}
 	if p.seen.Role == cluster.Master {
@@ -94,6 +94,10 @@ func (p *pass) level(ctx context.Context, v *peerView) {
 		p.warnUnlessEnded(ctx, "records held: %v", err)
 		return
 	}
+	theirs := setOf(v.inv().Generations)
+	ours.Renewals = slices.DeleteFunc(slices.Clone(ours.Renewals), func(r cluster.RenewalInfo) bool {
+		return r.Node == v.Name() || !theirs.has(r.Generation) // it takes none of its own word, and none of what it lacks
+	})
 	if lacking := lacks(ours, v.inv().Records, p.Now()); !reflect.DeepEqual(lacking, cluster.Records{}) {
 		p.send(ctx, v, lacking)
 	}
@@ -113,6 +117,9 @@ func lacks(ours, theirs cluster.Records, now time.Time) (out cluster.Records) {
 	}
 	if !within(ours.Tombstones, theirs.Tombstones, tombstoneKey) && changes(cluster.MergeTombstones(theirs.Tombstones, ours.Tombstones), cluster.MergeTombstones(theirs.Tombstones, nil)) {
 		out.Tombstones = ours.Tombstones
+	}
+	if changes(cluster.MergeRenewals(theirs.Renewals, ours.Renewals), cluster.MergeRenewals(theirs.Renewals, nil)) {
+		out.Renewals = ours.Renewals
 	}
 	return out
 }

@@ -34,6 +34,12 @@ type fakeCA struct {
 	perNames      map[string]int
 	fault         func(ctx context.Context, step string, o cluster.Order) error
 	cleanErr      error
+	// renewals answers for renewal information; nil: the CA gives none. asked are the identifiers that it was asked for.
+	renewals func(ctx context.Context, id string) (cluster.Suggestion, error)
+	asked    []string
+	replaced []string      // what the new orders said that they replace
+	lifetime time.Duration // zero: 90 days
+	behind   time.Duration // its clock, to the world's
 }
 
 type caOrder struct {
@@ -171,6 +177,20 @@ func (i *issuer) Obtain(ctx context.Context, a cluster.Account, o cluster.Order,
 	return cert.New(key, chain...)
 }
 
+func (i *issuer) RenewalInfo(ctx context.Context, id string) (cluster.Suggestion, error) {
+	i.ca.mu.Lock()
+	answer := i.ca.renewals
+	i.ca.mu.Unlock()
+	if answer == nil {
+		return cluster.Suggestion{}, fmt.Errorf("renewal information: %w", errors.ErrUnsupported)
+	}
+	if err := i.reach(ctx, "renewalInfo", cluster.Order{}); err != nil {
+		return cluster.Suggestion{}, err
+	}
+	i.ca.set(func() { i.ca.asked = append(i.ca.asked, id) })
+	return answer(ctx, id)
+}
+
 // enter notes that an order is driven: never two of one set of names at a time.
 func (i *issuer) enter(o cluster.Order) func() {
 	c := i.ca
@@ -220,6 +240,7 @@ func (c *fakeCA) newOrder(o cluster.Order) string {
 		}
 	}
 	c.newOrders++
+	c.replaced = append(c.replaced, o.Replaces)
 	url := fmt.Sprintf("https://ca.test/order/%d", c.newOrders)
 	c.orders[url] = &caOrder{url: url, account: o.Account, names: o.Identifiers(), profile: o.Profile}
 	return url

@@ -16,8 +16,17 @@ import (
 // Facts is all that Due looks at for one slot.
 type Facts struct {
 	Now time.Time
-	// Forced tells that a person asked for a new generation.
-	Forced bool
+	// Wake is when the caller makes the next pass, where it is not woken at Report.Next; zero where it is.
+	Wake time.Time
+	// Node is this node; Place its place among the nodes of the configuration, from 0; Apart tells that a peer cannot be
+	// reached, which may be MASTER too.
+	Node  string
+	Place int
+	Apart bool
+	// Forced tells that a person asked for a new generation, ByHand that a person asked for that or for the pass.
+	Forced, ByHand bool
+	// StillDue is why the slot was found to be due in this pass, where nothing came of that; "" before.
+	StillDue string
 	// Domains and KeyType are the configuration's.
 	Domains []string
 	KeyType cert.KeyType
@@ -27,10 +36,14 @@ type Facts struct {
 	// cannot be read.
 	Newest cert.Generation
 	Bundle cert.Summary
+	// Renewal is what is known of when the CA wants Newest to be renewed; zero where nothing is.
+	Renewal cluster.RenewalInfo
 	// Released is the generation that was released last; it is later than Newest only where the store lost it.
 	Released cert.Generation
 	// Issued is the ledger's last entry that led to a certificate; zero where none is remembered.
 	Issued cluster.Attempt
+	// Earlier is when the certificate before that was ordered; zero where none is remembered.
+	Earlier time.Time
 	// Order is the open order of the slot, nil where there is none.
 	Order *cluster.Order
 	// PutOff is the ledger's entry that forbids an attempt for now; zero where none does.
@@ -48,9 +61,12 @@ type Verdict struct {
 	// Held says what would be due, were it not for peers that run another configuration: they would refuse it, or hold
 	// what theirs does not want.
 	Held string
+	// Next is when something is to be done for the slot: now, where it is due and allowed; else the instant at which it
+	// will be, or at which the CA is to be asked for its window. Zero where there is none.
+	Next time.Time
 }
 
-// Due tells whether a slot needs a new generation at f.Now. It is pure.
+// Due tells whether a slot needs a new generation at f.Now, and when there is something to be done next. It is pure.
 func Due(f Facts) Verdict {
 	var v Verdict
 	v.Reason = dueByItself(f)
@@ -62,8 +78,13 @@ func Due(f Facts) Verdict {
 			v.Reason = wanted
 		}
 	}
-	if v.Reason != "" && f.Now.Before(f.PutOff.Allowed()) {
-		v.Until = f.PutOff.Allowed()
+	switch allowed := f.PutOff.Allowed(); {
+	case v.Reason == "":
+		v.Next = earliest(f.dueAt(), f.askAt())
+	case f.Now.Before(allowed):
+		v.Until, v.Next = allowed, allowed
+	default:
+		v.Next = f.Now
 	}
 	return v
 }
@@ -74,14 +95,28 @@ func dueByItself(f Facts) string {
 		return "an order is under way, at step " + f.Order.Step.String()
 	case f.Forced:
 		return "asked for"
+	case f.StillDue != "":
+		return f.StillDue
 	case f.Released.Newer(f.Newest):
 		return fmt.Sprintf("generation %s, which was released, is lost", f.Released.Fingerprint.Short())
 	case f.Newest.IsZero():
 		return ""
-	case !f.Now.Before(RenewAt(f.Newest)):
-		return fmt.Sprintf("%s of %s left", shortDuration(f.Newest.Left(f.Now)), shortDuration(f.Newest.Lifetime()))
+	case f.ripe():
+		return f.age()
 	}
 	return ""
+}
+
+// age says how far the newest generation is, and, where the CA wants it renewed earlier than its lifetime does, that.
+func (f Facts) age() string {
+	text := fmt.Sprintf("%s of %s left", shortDuration(f.Newest.Left(f.Now)), shortDuration(f.Newest.Lifetime()))
+	if info := f.ownWord(); info.Suggested() {
+		text += fmt.Sprintf("; the CA suggests a renewal between %s and %s", info.Start.UTC().Format(time.RFC3339), info.End.UTC().Format(time.RFC3339))
+		if info.Explanation != "" {
+			text += ", see " + info.Explanation
+		}
+	}
+	return text
 }
 
 // byConfiguration says what the configuration asks for that is not there: a certificate at all, or another one.
@@ -103,8 +138,9 @@ func differs(f Facts) string {
 	case i.ID != "" && i.Profile != f.Profile:
 		return fmt.Sprintf("its profile is %q, the configuration's %q", i.Profile, f.Profile)
 	}
-	if have, want := f.Bundle.Domains, cert.NormalDomains(f.Domains); !slices.Equal(have, want) {
-		return fmt.Sprintf("its names are [%s], the configuration's [%s]", strings.Join(have, " "), strings.Join(want, " "))
+	if !f.sameNames() {
+		return fmt.Sprintf("its names are [%s], the configuration's [%s]", strings.Join(f.Bundle.Domains, " "),
+			strings.Join(cert.NormalDomains(f.Domains), " "))
 	}
 	if have := f.Bundle.KeyType; have != f.KeyType {
 		return fmt.Sprintf("its key type is %s, the configuration's %s", have, f.KeyType)
@@ -112,14 +148,9 @@ func differs(f Facts) string {
 	return ""
 }
 
-// RenewAt is when a generation is due where the CA gives no renewal information: when a third of its lifetime is left,
-// or half, where the lifetime is under 10 days (Let's Encrypt's advice for both).
-func RenewAt(g cert.Generation) time.Time {
-	life := g.Lifetime()
-	if life < 10*24*time.Hour {
-		return g.NotAfter.Add(-life / 2)
-	}
-	return g.NotAfter.Add(-life / 3)
+// sameNames tells that the newest bundle, as far as it can be read, has the configuration's names.
+func (f Facts) sameNames() bool {
+	return !f.Bundle.IsZero() && slices.Equal(f.Bundle.Domains, cert.NormalDomains(f.Domains))
 }
 
 // shortDuration is for a reader: days where it is days.
@@ -137,6 +168,11 @@ type candidate struct {
 	keyType     cert.KeyType
 	order       *cluster.Order
 	newest      cert.Generation
+	past        history
+	// renews is as what the CA will count a new order's certificate.
+	renews cluster.Renews
+	// elsewhere tells that another directory than the configuration's gave the newest certificate.
+	elsewhere bool
 }
 
 func (c candidate) identifiers() string {
@@ -152,16 +188,26 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 		return nil, nil, err
 	}
 	know := p.know(records)
-	newest := newestBySlot(held, records.Tombstones)
+	heads := newestBySlot(held, records.Tombstones)
+	var all []candidate
+	var newest []cert.Generation
 	for _, c := range p.Settings.Certificates {
 		for _, slot := range c.Slots() {
-			cand := candidate{slot: slot, certificate: c, keyType: c.keyType(slot.Algorithm), newest: newest[slot]}
+			cand := candidate{slot: slot, certificate: c, keyType: c.keyType(slot.Algorithm), newest: heads[slot]}
 			p.row(slot, func(row *cluster.CertificateReport) { row.Newest = cand.newest })
-			if p.seen.Role == cluster.Master && !p.wanted.NoOrders && p.judge(ctx, &cand, know) {
-				due = append(due, cand)
-			} else {
-				settled = append(settled, cand.newest)
-			}
+			all, newest = append(all, cand), append(newest, cand.newest)
+		}
+	}
+	past := chronicleOf(records, p.Issuer.Directory(), p.Now())
+	p.ask(ctx, newest, past)
+	p.budget = newBudget(p.Issuer.Directory(), records, p.Now())
+	base := p.surroundings()
+	for _, cand := range all {
+		cand.past = past.of(cand.slot)
+		if p.seen.Role == cluster.Master && !p.wanted.NoOrders && p.judge(ctx, &cand, know, base) {
+			due = append(due, cand)
+		} else {
+			settled = append(settled, cand.newest)
 		}
 	}
 	slices.SortStableFunc(due, func(a, b candidate) int {
@@ -178,40 +224,42 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 
 // knowledge is what the records say, by slot.
 type knowledge struct {
-	accounts    []cluster.Account
-	orders      map[cert.Slot][]cluster.Order
-	ledger      map[cert.Slot][]cluster.Attempt // each sorted by time
-	released    map[cert.Slot]cert.Generation
-	otherConfig []string
+	accounts []cluster.Account
+	orders   map[cert.Slot][]cluster.Order
+	released map[cert.Slot]cert.Generation
 }
 
 func (p *pass) know(records cluster.Records) knowledge {
-	k := knowledge{accounts: records.Accounts, orders: map[cert.Slot][]cluster.Order{}, ledger: map[cert.Slot][]cluster.Attempt{},
-		released: releasedBySlot(records), otherConfig: p.otherConfig()}
+	k := knowledge{accounts: records.Accounts, orders: map[cert.Slot][]cluster.Order{}, released: releasedBySlot(records)}
 	for _, o := range records.Orders {
 		k.orders[o.Slot] = append(k.orders[o.Slot], o)
-	}
-	for _, a := range records.Ledger {
-		k.ledger[a.Slot] = append(k.ledger[a.Slot], a)
 	}
 	return k
 }
 
 // judge gathers the facts of one slot and writes the verdict into the report.
-func (p *pass) judge(ctx context.Context, c *candidate, know knowledge) bool {
-	f := p.facts(ctx, c, know)
-	c.order = f.Order
+func (p *pass) judge(ctx context.Context, c *candidate, know knowledge, base Facts) bool {
+	f := p.facts(ctx, c, know, base)
+	c.order, c.renews, c.elsewhere = f.Order, f.renews(), f.elsewhere()
 	v := Due(f)
 	if v.Held != "" {
 		p.hold(c, v.Held)
 	}
 	if v.Reason == "" {
+		if f.waits() {
+			p.tell("due", c.slot, "", "due, and put off until %s: a peer cannot be reached, and may be MASTER too", f.dueAt().UTC().Format(time.RFC3339))
+		}
 		return false
 	}
 	p.tell("due", c.slot, "", "%s", v.Reason)
 	p.row(c.slot, func(row *cluster.CertificateReport) { row.Due = v.Reason })
 	if !v.Until.IsZero() {
 		p.putOff(c.slot, &cluster.PutOffError{Until: v.Until, Cause: cmp.Or(f.PutOff.Problem, "the last try failed")})
+		if !f.PutOff.RetryAfter {
+			p.row(c.slot, func(row *cluster.CertificateReport) {
+				row.Hint = fmt.Sprintf("it is tried again then; once the cause is mended: certsync issue %s", c.slot.Name)
+			})
+		}
 		return false
 	}
 	return true
@@ -228,9 +276,12 @@ func (p *pass) hold(c *candidate, held string) {
 	p.warn("%s: %s: not renewed for that until all nodes have the same configuration", c.slot, held)
 }
 
-func (p *pass) facts(ctx context.Context, c *candidate, know knowledge) Facts {
-	f := Facts{Now: p.Now(), Domains: c.certificate.Domains, KeyType: c.keyType, Profile: c.certificate.Profile,
-		Directory: p.Issuer.Directory(), Newest: c.newest, Forced: p.forced[c.slot.Name], OtherConfig: know.otherConfig, Released: know.released[c.slot]}
+func (p *pass) facts(ctx context.Context, c *candidate, know knowledge, base Facts) Facts {
+	f := base.of(c.newest, c.past)
+	f.Domains, f.KeyType, f.Profile = c.certificate.Domains, c.keyType, c.certificate.Profile
+	f.Forced, f.ByHand, f.Wake = p.forced[c.slot.Name], p.byHand(c.slot), p.wanted.Wake
+	f.Released = know.released[c.slot]
+	f.PutOff = c.past.putOff(c.newest, f.Now, f.ByHand)
 	if !c.newest.IsZero() {
 		var err error
 		if f.Bundle, err = p.Store.Summary(ctx, c.newest); err != nil {
@@ -241,15 +292,29 @@ func (p *pass) facts(ctx context.Context, c *candidate, know knowledge) Facts {
 	if o, ok := ours.toTakeUp(c.slot); ok {
 		f.Order = &o
 	}
-	if a, ok := cluster.NextTry(know.ledger[c.slot], c.slot, f.Directory, f.Now); ok {
-		f.PutOff = a
-	}
-	for _, a := range know.ledger[c.slot] {
-		if a.End == cluster.Issued {
-			f.Issued = a
-		}
-	}
 	return f
+}
+
+// byHand tells that a person asked for the pass, or for the slot.
+func (p *pass) byHand(slot cert.Slot) bool {
+	return p.wanted.MasterOnly || p.forced[slot.Name]
+}
+
+// surroundings are the facts that are the same for every slot.
+func (p *pass) surroundings() Facts {
+	return Facts{Now: p.Now(), Node: p.Settings.Node, Place: p.Settings.Place, Apart: p.apart(), Directory: p.Issuer.Directory(),
+		OtherConfig: p.otherConfig()}
+}
+
+// of are the facts with those of a slot that the records tell.
+func (f Facts) of(newest cert.Generation, past history) Facts {
+	f.Newest, f.Renewal, f.Issued, f.Earlier = newest, past.renewal, past.issued, past.earlier
+	return f
+}
+
+// apart tells that a peer cannot be reached.
+func (p *pass) apart() bool {
+	return slices.ContainsFunc(p.peers, func(v *peerView) bool { return !v.reachable() })
 }
 
 // putOff writes into the report until when an attempt is forbidden, and why.

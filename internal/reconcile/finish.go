@@ -22,6 +22,9 @@ func (p *pass) finish(ctx context.Context) cluster.Report {
 	for _, v := range p.peers {
 		p.report.Nodes = append(p.report.Nodes, p.peerStatus(ctx, v, ended))
 	}
+	if err := p.plan(ctx); err != nil {
+		p.warn("when to look again: %v", err)
+	}
 	p.judgeRows()
 	p.report.End = p.Now().UTC()
 	return p.report

@@ -159,8 +159,9 @@ func (s Settings) checkChain(b *cert.Bundle) error {
 }
 
 // Record merges a peer's records. Those that claim to be from the future, and keys that are not what is said of them,
-// are left out, and told in the error; the others are merged even so. A release counts only for a generation that is
-// held here: it is offered again.
+// are left out, and told in the error; the others are merged even so. A release and what a CA said of a renewal count
+// only for a generation that is held here: they are offered again. What this node heard from the CA itself no peer has
+// better.
 func (n *Node) Record(ctx context.Context, _ string, records cluster.Records) error {
 	held, err := n.Store.Generations(ctx)
 	if err != nil {
@@ -169,6 +170,9 @@ func (n *Node) Record(ctx context.Context, _ string, records cluster.Records) er
 	records, ignored := credible(records, n.Now())
 	here := setOf(held)
 	records.Releases = slices.DeleteFunc(slices.Clone(records.Releases), func(r cluster.Release) bool { return !here.has(r.Generation) })
+	records.Renewals = slices.DeleteFunc(slices.Clone(records.Renewals), func(r cluster.RenewalInfo) bool {
+		return r.Node == n.Settings.Node || !here.has(r.Generation)
+	})
 	return errors.Join(n.Store.Merge(ctx, records), ignored)
 }
 
@@ -197,6 +201,9 @@ func credible(records cluster.Records, now time.Time) (cluster.Records, error) {
 	records.Accounts = slices.DeleteFunc(slices.Clone(records.Accounts), func(a cluster.Account) bool { return refuse(a.Check()) })
 	records.Orders = slices.DeleteFunc(slices.Clone(records.Orders), func(o cluster.Order) bool {
 		return refuse(cmp.Or(early(fmt.Sprintf("order %.40q", o.ID), o.Created), o.Check()))
+	})
+	records.Renewals = slices.DeleteFunc(slices.Clone(records.Renewals), func(r cluster.RenewalInfo) bool {
+		return refuse(early(fmt.Sprintf("renewal information of %.300q", r.Generation.Slot.String()), r.Time))
 	})
 	if count == 0 {
 		return records, nil

@@ -74,7 +74,7 @@ func (p *pass) order(ctx context.Context, c candidate) (kept cert.Generation, re
 	if err := p.fence(ctx); err != nil {
 		return kept, false, err
 	}
-	order, err := p.takeUp(ctx, c)
+	order, renews, err := p.takeUp(ctx, c)
 	if err != nil {
 		return kept, false, err
 	}
@@ -83,7 +83,7 @@ func (p *pass) order(ctx context.Context, c candidate) (kept cert.Generation, re
 		return g, true, p.recordIssued(ctx, order)
 	}
 	attempt := cluster.Attempt{ID: randomID(), Node: p.Settings.Node, Slot: c.slot, Directory: order.Directory, Domains: order.Domains,
-		Profile: order.Profile, Order: order.ID, Resumed: resumed, Time: p.Now().UTC()}
+		Profile: order.Profile, Order: order.ID, Resumed: resumed, Renews: renews, Time: p.Now().UTC()}
 	if err := p.record(ctx, cluster.Records{Orders: []cluster.Order{order}, Ledger: []cluster.Attempt{attempt}}); err != nil {
 		return kept, resumed, fmt.Errorf("record the attempt: %w", err)
 	}
@@ -97,45 +97,80 @@ func (p *pass) order(ctx context.Context, c candidate) (kept cert.Generation, re
 	return kept, resumed, err
 }
 
-// takeUp is the order to drive: the open one, or a new one with a key of its own. What else is open for the slot, or
-// for the same names and nobody's any more, ends here.
-func (p *pass) takeUp(ctx context.Context, c candidate) (cluster.Order, error) {
-	order, err := p.openOrNew(ctx, c)
+// takeUp is the order to drive, and as what the CA will count its certificate: the open one, or a new one with a key of
+// its own. What else is open for the slot, or for the same names and nobody's any more, ends here.
+func (p *pass) takeUp(ctx context.Context, c candidate) (cluster.Order, cluster.Renews, error) {
+	order, renews, err := p.openOrNew(ctx, c)
 	if err != nil {
-		return cluster.Order{}, err
+		return cluster.Order{}, "", err
 	}
 	records, err := p.Store.Records(ctx)
 	if err != nil {
-		return cluster.Order{}, fmt.Errorf("records held: %w", err)
+		return cluster.Order{}, "", fmt.Errorf("records held: %w", err)
 	}
 	if ended := p.orders(records).givenUp(c.slot, c.identifiers(), order.ID); len(ended) > 0 {
-		return order, p.record(ctx, cluster.Records{Orders: ended})
+		return order, renews, p.record(ctx, cluster.Records{Orders: ended})
 	}
-	return order, nil
+	return order, renews, nil
 }
 
-func (p *pass) openOrNew(ctx context.Context, c candidate) (cluster.Order, error) {
+func (p *pass) openOrNew(ctx context.Context, c candidate) (cluster.Order, cluster.Renews, error) {
+	records, err := p.Store.Records(ctx)
+	if err != nil {
+		return cluster.Order{}, "", fmt.Errorf("records held: %w", err)
+	}
 	if c.order != nil {
 		order := *c.order
 		if order.Node != p.Settings.Node { // that it is taken up the CA's adapter tells
 			p.tell("obtain", c.slot, "", "order %s was begun on %s", order.ID[:min(8, len(order.ID))], order.Node)
 		}
 		order.Node = p.Settings.Node
-		return order, nil
-	}
-	records, err := p.Store.Records(ctx)
-	if err != nil {
-		return cluster.Order{}, fmt.Errorf("records held: %w", err)
+		return order, renewsOf(records.Ledger, order.ID), nil
 	}
 	all := p.orders(records)
 	if other, ok := all.inTheWay(c.slot, c.identifiers()); ok {
-		return cluster.Order{}, all.wait(other)
+		return cluster.Order{}, "", all.wait(other, p.byHand(c.slot))
+	}
+	replaces := p.replaces(ctx, c)
+	if c.renews == cluster.RenewsInWindow && replaces == "" {
+		c.renews = cluster.RenewsNames
+	}
+	if err := p.budget.take(c.certificate.Domains, c.renews, p.Now()); err != nil {
+		return cluster.Order{}, "", err
 	}
 	account, err := p.accountKey(ctx)
 	if err != nil {
-		return cluster.Order{}, err
+		return cluster.Order{}, "", err
 	}
-	return newOrder(c.slot, c.certificate, c.keyType, account, p.Settings.Node, p.Now())
+	order, err := newOrder(c.slot, c.certificate, c.keyType, account, p.Settings.Node, p.Now())
+	order.Replaces = replaces
+	return order, c.renews, err
+}
+
+// replaces is the identifier of the certificate that an order renews (RFC 9773 section 5), "" where there is none, or
+// where another CA gave it.
+func (p *pass) replaces(ctx context.Context, c candidate) string {
+	if c.newest.IsZero() || c.elsewhere {
+		return ""
+	}
+	bundle, err := p.Store.Bundle(ctx, c.newest)
+	if err != nil {
+		return "" // the order is made without; the pass warned of the bundle
+	}
+	id, err := bundle.RenewalID()
+	if err != nil {
+		return "" // so the CA cannot know it by one either
+	}
+	return id
+}
+
+// renewsOf is what was said of an order's first attempt.
+func renewsOf(ledger []cluster.Attempt, order string) cluster.Renews {
+	i := slices.IndexFunc(ledger, func(a cluster.Attempt) bool { return a.Order == order })
+	if i < 0 {
+		return cluster.RenewsNothing
+	}
+	return ledger[i].Renews
 }
 
 // newOrder is an order that is planned, with a key of its own.
@@ -338,6 +373,10 @@ func (p *pass) keep(ctx context.Context, order cluster.Order, attempt cluster.At
 	}
 	failpoint.Hit("reconcile.kept")
 	order.End, attempt.End = cluster.Issued, cluster.Issued
+	if attempt.Renews == cluster.RenewsInWindow && order.Replaces == "" {
+		attempt.Renews = cluster.RenewsNames // the CA did not take it for a replacement
+	}
+	p.checkAge(ctx, g, &attempt)
 	if err := p.record(ctx, cluster.Records{Orders: []cluster.Order{order}, Ledger: []cluster.Attempt{attempt}}); err != nil {
 		p.warn("%s: record that order %s ended: %v", slot, order.ID, err)
 	}
@@ -387,16 +426,46 @@ func (p *pass) recordFailure(ctx context.Context, order cluster.Order, attempt c
 		// Its key went nowhere; the next try makes a new order once the other has ended.
 		order.End, order.Problem = cluster.Failed, oneLine(cause.Error())
 	}
-	if issue, ok := errors.AsType[*cluster.IssueError](cause); ok {
+	issue, ok := errors.AsType[*cluster.IssueError](cause)
+	if ok && issue.Dead {
+		order.End, order.Problem = cluster.Failed, oneLine(issue.Cause)
+	}
+	if attempt.End == cluster.Failed {
+		attempt.NextTry, attempt.RetryAfter = nextTry(issue, p.pause(ctx, attempt), p.Now())
+	} else if ok {
 		attempt.NextTry, attempt.RetryAfter = issue.NextTry, issue.RetryAfter
-		if issue.Dead {
-			order.End, order.Problem = cluster.Failed, oneLine(issue.Cause)
-		}
 	}
 	if err := p.record(ctx, cluster.Records{Orders: []cluster.Order{order}, Ledger: []cluster.Attempt{attempt}}); err != nil {
 		return fmt.Errorf("record how the attempt ended: %w", err)
 	}
 	return nil
+}
+
+// pause is the back-off of an attempt that failed now. Where the past cannot be read it is a first failure.
+func (p *pass) pause(ctx context.Context, attempt cluster.Attempt) time.Duration {
+	held, records, err := p.heldAndRecords(ctx)
+	if err != nil {
+		held, records = nil, cluster.Records{}
+	}
+	past := chronicleOf(records, attempt.Directory, p.Now()).of(attempt.Slot)
+	newest := cluster.Newest(held, records.Tombstones, attempt.Slot)
+	return backoff(past.failures(attempt.ID)+1, newest, p.Now(), known[attempt.Directory].pause, attempt.ID)
+}
+
+// checkAge holds the next renewal back where a certificate is due as soon as it was obtained: this host's clock or the
+// CA's is wrong, and the next one would be due as well.
+func (p *pass) checkAge(ctx context.Context, g cert.Generation, attempt *cluster.Attempt) {
+	now := p.Now()
+	if now.Before(renewByLifetime(g)) {
+		return
+	}
+	p.warn("%s: the certificate that the CA gave is due for renewal already (valid from %s to %s, and it is %s here): compare this host's clock",
+		g.Slot, g.NotBefore.Format(time.RFC3339), g.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	n := 1
+	if records, err := p.Store.Records(ctx); err == nil {
+		n += chronicleOf(records, attempt.Directory, now).of(g.Slot).dueAtOnce()
+	}
+	attempt.NextTry = now.Add(min(backoff(n, cert.Generation{}, now, 0, attempt.ID), max(g.Lifetime()/3, time.Second))).UTC()
 }
 
 // record writes records to this node's disk, and gives them to the peers that are reachable, for 5 s at most. Only the

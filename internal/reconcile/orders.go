@@ -78,10 +78,11 @@ func (s orders) inTheWay(slot cert.Slot, identifiers string) (cluster.Order, boo
 	return s.records.Orders[i], true
 }
 
-// wait is the error of a slot that needs a new order while another slot's for the same identifiers is open.
-func (s orders) wait(other cluster.Order) error {
+// wait is the error of a slot that needs a new order while another slot's for the same identifiers is open. A person is
+// told to see to that one, unless the CA itself put it off.
+func (s orders) wait(other cluster.Order, byHand bool) error {
 	cause := fmt.Sprintf("the order of %s for the same names is under way", other.Slot)
-	if a, ok := cluster.NextTry(s.records.Ledger, other.Slot, s.directory, s.now); ok && a.Allowed().After(s.now) {
+	if a, ok := cluster.NextTry(s.records.Ledger, other.Slot, s.directory, s.now); ok && a.Allowed().After(s.now) && (a.RetryAfter || !byHand) {
 		return &cluster.PutOffError{Until: a.Allowed(), Cause: cause + ", and put off"}
 	}
 	return cluster.WithHint(fmt.Errorf("%s: %w", cause, cluster.ErrOrderTaken), "see to %s first, then run it again", other.Slot)

@@ -45,6 +45,9 @@ type Issuer interface {
 	Register(ctx context.Context, account cluster.Account) (cluster.Account, error)
 	// Obtain drives an order from its step to the certificate. It stores nothing: checkpoint does.
 	Obtain(ctx context.Context, account cluster.Account, order cluster.Order, checkpoint cluster.Checkpoint) (*cert.Bundle, error)
+	// RenewalInfo tells when the CA wants the certificate with an identifier (cert.Bundle.RenewalID) to be renewed;
+	// errors.ErrUnsupported where it gives no such information. An IssueError is Dead where it has none for this one.
+	RenewalInfo(ctx context.Context, certID string) (cluster.Suggestion, error)
 	// CleanUp removes the TXT values that an order left, one by one, and marks them removed in what it returns.
 	CleanUp(ctx context.Context, account cluster.Account, order cluster.Order) (cluster.Order, error)
 }

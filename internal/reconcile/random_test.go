@@ -58,6 +58,47 @@ func TestAnyScheduleEndsWithEveryNodeServingTheNewest(t *testing.T) {
 	})
 }
 
+// The same, without a person: whoever follows the reports' instants, and looks four times a day as well, ends there too,
+// in a few passes that lie apart.
+func TestAnyScheduleHealsByItself(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := makeWorld(rt, rapid.IntRange(2, 3).Draw(rt, "nodes"), func() Store { return &memory{} })
+		if rapid.Bool().Draw(rt, "suggestions") {
+			w.ca.renewals = func(context.Context, string) (cluster.Suggestion, error) {
+				now := w.Now().Truncate(30 * day)
+				return cluster.Suggestion{Start: now.Add(20 * day), End: now.Add(25 * day), RetryAfter: 6 * time.Hour}, nil
+			}
+		}
+		s := schedule{rt: rt, w: w, names: []string{"example.org"}}
+		for range rapid.IntRange(1, 12).Draw(rt, "steps") {
+			s.step()
+		}
+		s.heal()
+		h := w.hosts[s.master]
+		before, _, _ := w.ca.counts()
+		healed := w.Now()
+		report := h.tick()
+		for pass := 0; report.Outcome != cluster.Done && report.Outcome != cluster.Unchanged || pass < 3; pass++ {
+			if pass > 30 {
+				rt.Fatalf("outcome %s after %s: %+v, warnings %q", report.Outcome, w.Now().Sub(healed), report.Certificates, report.Warnings)
+			}
+			wait := 6 * time.Hour
+			if !report.Next.IsZero() {
+				wait = min(wait, report.Next.Sub(w.Now()))
+			}
+			if wait < time.Minute {
+				rt.Fatalf("the next pass is %s away", wait)
+			}
+			w.advance(wait)
+			report = h.tick()
+		}
+		w.inService(slot, w.hosts[0].newest(slot).Sequence)
+		if after, _, _ := w.ca.counts(); after-before > 3 {
+			rt.Errorf("%d orders to heal", after-before)
+		}
+	})
+}
+
 // schedule draws what happens.
 type schedule struct {
 	rt      *rapid.T

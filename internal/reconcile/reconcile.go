@@ -26,6 +26,8 @@ type Reconciler struct {
 
 	// acknowledgeWithin is acknowledgeTimeout, or what a test sets instead.
 	acknowledgeWithin time.Duration
+	// askWithin is askTimeout, or what a test sets instead.
+	askWithin time.Duration
 }
 
 // Wanted is what a pass is asked for beyond what is due by itself.
@@ -37,6 +39,9 @@ type Wanted struct {
 	MasterOnly bool
 	// NoOrders makes a pass that only adopts and activates, on the MASTER too (`certsync sync`).
 	NoOrders bool
+	// Wake is when the caller makes the next pass, whatever the report says; zero where it makes one at Report.Next. What
+	// comes due before Wake is renewed now.
+	Wake time.Time
 }
 
 // Pass brings every certificate on every node in line once: THE FLOW. Its error says that no pass could be made at all
@@ -75,6 +80,7 @@ type pass struct {
 	forced map[string]bool
 
 	account registration
+	budget  *budget
 
 	mu         sync.Mutex
 	report     cluster.Report

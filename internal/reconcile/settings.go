@@ -14,6 +14,8 @@ import (
 type Settings struct {
 	// Node is this node's name.
 	Node string
+	// Place is this node's place among the nodes of the configuration, from 0.
+	Place int
 	// Version is certsync's, for inventories and status.
 	Version string
 	// Digest is the configuration's, over what both nodes must agree on.

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -105,7 +106,7 @@ func makeWorld(t tb, n int, open func() Store, opts ...option) *world {
 			m.now = w.Now
 		}
 		h.proxy = newProxy(h)
-		s := Settings{Node: h.name, Digest: "same", Certificates: []Certificate{wildcard}, Concurrency: 8, Roots: w.ca.signer.Roots()}
+		s := Settings{Node: h.name, Place: i, Digest: "same", Certificates: []Certificate{wildcard}, Concurrency: 8, Roots: w.ca.signer.Roots()}
 		for _, o := range opts {
 			o(w, &s)
 		}
@@ -450,6 +451,7 @@ func (m *memory) Merge(_ context.Context, r cluster.Records) error {
 		Ledger:     cluster.MergeLedger(m.records.Ledger, r.Ledger, m.now()),
 		Tombstones: cluster.MergeTombstones(m.records.Tombstones, r.Tombstones),
 		Releases:   cluster.MergeReleases(m.records.Releases, r.Releases),
+		Renewals:   cluster.MergeRenewals(m.records.Renewals, r.Renewals),
 	}
 	return nil
 }
@@ -814,5 +816,6 @@ func (w *world) clock() time.Time {
 
 // certtestOptions are those of the fake CA's certificates.
 func certtestOptions(w *world, o cluster.Order) certtest.Options {
-	return certtest.Options{Domains: o.Domains, NotBefore: w.Now(), NotAfter: w.Now().Add(90 * day), Chain: true}
+	now := w.Now().Add(-w.ca.behind)
+	return certtest.Options{Domains: o.Domains, NotBefore: now, NotAfter: now.Add(cmp.Or(w.ca.lifetime, 90*day)), Chain: true}
 }

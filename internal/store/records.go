@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"certsync/internal/cert"
 	"certsync/internal/cluster"
 	"certsync/internal/fileid"
 )
@@ -39,10 +40,12 @@ type held struct {
 	ledger     list[cluster.Attempt]
 	tombstones list[cluster.Tombstone]
 	releases   list[cluster.Release]
+	renewals   list[cluster.RenewalInfo]
 }
 
 func (h held) records() cluster.Records {
-	return cluster.Records{Accounts: h.accounts, Orders: h.orders, Ledger: h.ledger.items, Tombstones: h.tombstones.items, Releases: h.releases.items}
+	return cluster.Records{Accounts: h.accounts, Orders: h.orders, Ledger: h.ledger.items, Tombstones: h.tombstones.items,
+		Releases: h.releases.items, Renewals: h.renewals.items}
 }
 
 func (s *Store) readRecords(ctx context.Context) (held, []finding, error) {
@@ -73,6 +76,10 @@ func (s *Store) readLists(ctx context.Context) (h held, found []finding, err err
 		},
 		func() (f []finding, err error) {
 			h.releases, f, err = readList[cluster.Release](s, releasesName)
+			return f, err
+		},
+		func() (f []finding, err error) {
+			h.renewals, f, err = readList[cluster.RenewalInfo](s, renewalsName)
 			return f, err
 		},
 	}
@@ -375,7 +382,23 @@ func join(have, in cluster.Records, now time.Time) cluster.Records {
 		Ledger:     joinLedgers(have.Ledger, in.Ledger, now),
 		Tombstones: cluster.MergeTombstones(have.Tombstones, in.Tombstones),
 		Releases:   cluster.MergeReleases(have.Releases, in.Releases),
+		Renewals:   joinRenewals(have, in, now),
 	}
+}
+
+// joinRenewals drops those of generations that expired or were revoked: a revoked one would hide that of the generation
+// which is the newest then.
+func joinRenewals(have, in cluster.Records, now time.Time) []cluster.RenewalInfo {
+	revoked := map[cert.Fingerprint]bool{}
+	for _, t := range slices.Concat(have.Tombstones, in.Tombstones) {
+		revoked[t.Fingerprint] = true
+	}
+	drop := func(r cluster.RenewalInfo) bool { return r.Forgotten(now) || revoked[r.Generation.Fingerprint] }
+	mine, theirs := slices.Clone(have.Renewals), slices.Clone(in.Renewals)
+	if len(in.Renewals) == 0 && !slices.ContainsFunc(mine, drop) {
+		return mine // most changes are an order's
+	}
+	return cluster.MergeRenewals(slices.DeleteFunc(mine, drop), slices.DeleteFunc(theirs, drop))
 }
 
 // joinLedgers spares the work where there is nothing to join and nothing to drop: most changes are an order's.
@@ -419,7 +442,10 @@ func (s *Store) writeRecords(have held, want, in cluster.Records) error {
 	if err := writeFolder(s, ordersName, have.orders, want.Orders, orderFile, len(in.Orders) > 0); err != nil {
 		return err
 	}
-	return writeList(s, releasesName, have.releases, want.Releases, len(in.Releases) > 0)
+	if err := writeList(s, releasesName, have.releases, want.Releases, len(in.Releases) > 0); err != nil {
+		return err
+	}
+	return writeList(s, renewalsName, have.renewals, want.Renewals, len(in.Renewals) > 0)
 }
 
 func writeList[T any](s *Store, rel string, have list[T], want []T, touched bool) error {

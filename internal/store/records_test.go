@@ -60,6 +60,7 @@ func TestTheSameRecordsTwiceWriteNothing(t *testing.T) {
 	r.Accounts[0].Created = r.Accounts[0].Created.In(zone)
 	r.Tombstones[0].Time = r.Tombstones[0].Time.In(zone)
 	r.Releases[0].Time = r.Releases[0].Time.In(zone)
+	r.Renewals[0].Time, r.Renewals[0].Again = r.Renewals[0].Time.In(zone), r.Renewals[0].Again.In(zone)
 	merge(t, open(t, s.dir), r)
 	after := files(t, s.dir)
 	for _, m := range []map[string]string{before, after} {
@@ -307,9 +308,13 @@ func TestHostileRecordsAreRefusedAndTheOthersMerged(t *testing.T) {
 		"a release that jumps":              func(r *cluster.Records) { r.Releases[0].Generation.Sequence = 1 << 60 },
 		"a release by a very long name":     func(r *cluster.Records) { r.Releases[0].Node = strings.Repeat("x", 1<<20) },
 		"a release of an unknown algorithm": func(r *cluster.Records) { r.Releases[0].Generation.Algorithm = "" },
+		"a renewal of nothing":              func(r *cluster.Records) { r.Renewals[0].Generation.Fingerprint = cert.Fingerprint{} },
+		"a renewal with a long tale":        func(r *cluster.Records) { r.Renewals[0].Problem = strings.Repeat("x", 1<<20) },
+		"a renewal of the future":           func(r *cluster.Records) { r.Renewals[0].Time = future },
+		"a renewal of a hidden name":        func(r *cluster.Records) { r.Renewals[0].Generation.Name = ".x" },
 	}
 	count := func(r cluster.Records) int {
-		return len(r.Accounts) + len(r.Orders) + len(r.Ledger) + len(r.Tombstones) + len(r.Releases)
+		return len(r.Accounts) + len(r.Orders) + len(r.Ledger) + len(r.Tombstones) + len(r.Releases) + len(r.Renewals)
 	}
 	for what, f := range change {
 		s := fresh(t)
@@ -319,8 +324,8 @@ func TestHostileRecordsAreRefusedAndTheOthersMerged(t *testing.T) {
 		if err := s.Merge(t.Context(), r); err == nil || strings.Contains(err.Error(), "PRIVATE") || len(err.Error()) > 1000 {
 			t.Errorf("%s: error %v", what, err)
 		}
-		if n := count(records(t, s)); n != 4 {
-			t.Errorf("%s: %d records are held, want the other 4", what, n)
+		if n := count(records(t, s)); n != 5 {
+			t.Errorf("%s: %d records are held, want the other 5", what, n)
 		}
 	}
 }
@@ -630,4 +635,40 @@ func TestEveryGenerationHasAFileNameThatIsReadBack(t *testing.T) {
 			rt.Fatalf("%v comes back as %v, %v", a, back, ok)
 		}
 	})
+}
+
+func TestRenewalInformationGoesWithItsGeneration(t *testing.T) {
+	now := testNow
+	s, err := Open(t.TempDir(), Options{Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := issue(t, "example.org", 1, testNow).Generation, issue(t, "example.org", 2, testNow).Generation
+	info := func(g cert.Generation, revision uint64) cluster.RenewalInfo {
+		return cluster.RenewalInfo{Generation: g, CertID: "a.b", Directory: "https://ca.test/d", Node: "proxy1", Time: testNow, Revision: revision, Again: testNow}
+	}
+	holds := func(what string, want ...cert.Generation) {
+		t.Helper()
+		var have []cert.Generation
+		for _, r := range records(t, s).Renewals {
+			have = append(have, r.Generation)
+		}
+		if asJSON(t, have) != asJSON(t, want) {
+			t.Errorf("%s: the store has those of %s, want %s", what, asJSON(t, have), asJSON(t, want))
+		}
+	}
+	merge(t, s, cluster.Records{Renewals: []cluster.RenewalInfo{info(first, 9)}})
+	holds("asked", first)
+	merge(t, s, cluster.Records{Renewals: []cluster.RenewalInfo{info(second, 1)}})
+	holds("renewed", second)
+	merge(t, s, cluster.Records{Renewals: []cluster.RenewalInfo{info(first, 10)}})
+	holds("a peer that is behind", second)
+	merge(t, s, cluster.Records{Tombstones: []cluster.Tombstone{{Fingerprint: second.Fingerprint, Name: "example.org", Time: testNow}}})
+	holds("revoked")
+	merge(t, s, cluster.Records{Renewals: []cluster.RenewalInfo{info(second, 2), info(first, 11)}})
+	holds("the earlier one is the newest again", first)
+	now = first.NotAfter.Add(cluster.MaxSkew + time.Second)
+	merge(t, s, cluster.Records{})
+	holds("expired")
+	noProblems(t, s)
 }

@@ -42,6 +42,7 @@ const (
 	ledgerName      = "ledger.json"
 	tombstonesName  = "tombstones.json"
 	releasesName    = "releases.json"
+	renewalsName    = "renewals.json"
 )
 
 // Options of Open. The zero value is fit for use.

@@ -20,6 +20,7 @@ func vet(in cluster.Records, now time.Time) (good cluster.Records, refused []err
 	good.Ledger = pick(in.Ledger, &refused, func(a cluster.Attempt) error { return vetAttempt(a, latest) })
 	good.Tombstones = pick(in.Tombstones, &refused, vetTombstone)
 	good.Releases = pick(in.Releases, &refused, vetRelease)
+	good.Renewals = pick(in.Renewals, &refused, func(r cluster.RenewalInfo) error { return vetRenewal(r, latest) })
 	return good, refused
 }
 
@@ -93,6 +94,22 @@ func vetRelease(r cluster.Release) error {
 	}
 	if len(r.Node) > maxName {
 		return fmt.Errorf("release of %s: a node's name of %d bytes", r.Generation.Slot, len(r.Node))
+	}
+	return nil
+}
+
+func vetRenewal(r cluster.RenewalInfo, latest time.Time) error {
+	if r.Generation.IsZero() {
+		return errors.New("renewal information of no generation")
+	}
+	if err := checkSlot(r.Generation.Slot); err != nil {
+		return fmt.Errorf("renewal information: %w", err)
+	}
+	if len(r.Node) > maxName || len(r.CertID)+len(r.Directory)+len(r.Explanation)+len(r.Problem) > maxText {
+		return fmt.Errorf("renewal information of %s: texts of more than %d bytes", r.Generation.Slot, maxText)
+	}
+	if err := vetTime(r.Time, latest); err != nil {
+		return fmt.Errorf("renewal information of %s: %w", r.Generation.Slot, err)
 	}
 	return nil
 }
