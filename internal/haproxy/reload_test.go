@@ -246,7 +246,6 @@ func TestContractAReloadRestoresTheOrderOfDuplicates(t *testing.T) {
 
 func TestContractADuplicateThatHidesForGoodIsReloadedForOnce(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
-		t.Parallel()
 		s, old := withOld(t, b, "crt DIR/bundles/", exposed)
 		hides := generation(t)
 		s.put("bundles/aaa.pem", hides.PEM())
@@ -794,7 +793,6 @@ func TestContractWithoutAnAdminSocketEveryChangeIsAReload(t *testing.T) {
 
 func TestContractAnEmptyAnswerIsMendedByAReload(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
-		t.Parallel()
 		for _, at := range []string{"set ssl cert ", "commit ssl cert "} {
 			s, old := withOld(t, b, "crt DIR/bundles/", exposed)
 			configure := s.startMaster()
@@ -818,7 +816,6 @@ func TestContractAnEmptyAnswerIsMendedByAReload(t *testing.T) {
 // holds the same leaf.
 func TestContractAnOpenTransactionIsNotOursAfterAReload(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
-		t.Parallel()
 		s, old := withOld(t, b, "crt DIR/bundles/", exposed)
 		configure := s.startMaster()
 		dead := false
@@ -866,7 +863,6 @@ func (s *site) quietPid() string {
 // What a reload brought into HAProxy and clients do not get goes back, by another reload where the run time cannot.
 func TestContractWhatAReloadBroughtAndClientsDoNotGetGoesBack(t *testing.T) {
 	each(t, func(t *testing.T, b backend) {
-		t.Parallel()
 		s, old := withOld(t, b, "crt DIR/bundles/", "stats socket DIR/admin.sock level operator mode 600 expose-fd listeners")
 		p := s.proxy(s.startMaster(), func(c *haproxy.Config) { c.ReloadInterval = time.Hour })
 		// A name that the bind does not have: the handshake for it shows the bind's default, which is not ours.
