@@ -136,12 +136,16 @@ const pruneKills = "certsync prune: TestAPruneKilledAtEveryStepIsFinishedByASeco
 
 const bootstrapKills = "a write to a system file: internal/bootstrap/sysfile"
 
+// reloadKills tells where the reload of HAProxy is killed: no node of these scenarios needs one.
+const reloadKills = "HAProxy is reloaded for what cannot be changed at run time: internal/haproxy"
+
 // elsewhere are the places that neither scenario passes, and where they are killed instead.
 var elsewhere = map[string]string{
 	"store.aside":        "a state file that is torn is set aside: internal/store",
 	"haproxy.retired":    "a certificate goes from one key type to both: internal/haproxy",
 	"store.remove":       "a generation or a record that is too old is dropped: internal/store",
 	"haproxy.prune.kept": pruneKills, "haproxy.prune.unloaded": pruneKills, "haproxy.prune.unlisted": pruneKills, "haproxy.prune.removed": pruneKills,
+	"haproxy.reload.temp": reloadKills, "haproxy.reload.synced": reloadKills, "haproxy.reload_recorded": reloadKills, "haproxy.reloaded": reloadKills,
 	"store.forgotten": pruneKills, "reconcile.pruned": pruneKills,
 	"reconcile.asked": "the CA is asked when to renew, of what a run before has issued: TestACertificateIsRenewedWhenTheCASuggestsIt",
 	// No command of the flow edits system files.

@@ -212,7 +212,7 @@ func (f *fleet) wantQuiet(e effort, sample int) {
 }
 
 func TestASecondPassOpensNoBundleAsksASampleThatGoesRoundAndHoldsNoMemory(t *testing.T) {
-	each(t, func(t *testing.T, b backend) {
+	inTurn(t, haproxytest.Versions(), func(t *testing.T, b backend) {
 		n := many(b)
 		f := newFleet(t, b, n, 0)
 		if e := f.pass(); e.loads != n || e.shakes != n {

@@ -58,13 +58,17 @@ func each(t *testing.T, test func(t *testing.T, b backend)) {
 
 // eachOf is each for some HAProxies.
 func eachOf(t *testing.T, versions []string, test func(t *testing.T, b backend)) {
-	t.Run("Fake", func(t *testing.T) {
+	inTurn(t, versions, func(t *testing.T, b backend) {
 		t.Parallel() // they wait more than they compute
-		test(t, fakeBackend)
+		test(t, b)
 	})
+}
+
+// inTurn is eachOf, one after the other: for what is measured of the whole process.
+func inTurn(t *testing.T, versions []string, test func(t *testing.T, b backend)) {
+	t.Run("Fake", func(t *testing.T) { test(t, fakeBackend) })
 	for _, version := range versions {
 		t.Run("HAProxy_"+version, func(t *testing.T) {
-			t.Parallel()
 			b, ok := haproxytest.Find(version)
 			if !ok {
 				const hint = "HAProxy %s is not installed: run scripts/deps.sh"

@@ -134,9 +134,11 @@ func attemptKey(a cluster.Attempt) [2]string            { return [2]string{a.Nod
 func tombstoneKey(t cluster.Tombstone) cert.Fingerprint { return t.Fingerprint }
 func releaseKey(r cluster.Release) cert.Slot            { return r.Generation.Slot }
 
+func renewalKey(r cluster.RenewalInfo) generationKey { return keyOf(r.Generation) }
+
 // nothingNew tells that theirs would change nothing of ours.
 func nothingNew(theirs, ours cluster.Records) bool {
 	return within(theirs.Accounts, ours.Accounts, accountKey) && within(theirs.Orders, ours.Orders, orderKey) &&
 		within(theirs.Ledger, ours.Ledger, attemptKey) && within(theirs.Tombstones, ours.Tombstones, tombstoneKey) &&
-		within(theirs.Releases, ours.Releases, releaseKey)
+		within(theirs.Releases, ours.Releases, releaseKey) && within(theirs.Renewals, ours.Renewals, renewalKey)
 }
