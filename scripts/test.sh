@@ -44,10 +44,10 @@ fi
 printf 'test: with the race detector\n'
 # More at a time than there may be cores, since they wait, and the two longest first.
 $GO list -tags $tags ./... | grep -v '/e2e$' |
-	xargs "$GO" test -race -tags $tags -timeout "$limit" -p 3 ./internal/haproxy ./internal/distribute
+	xargs "$GO" test -race -tags $tags -timeout "$limit" -p 3 -parallel 4 ./internal/haproxy ./internal/distribute
 
 printf 'test: kill -9 at the failpoints of internal/haproxy\n'
-CGO_ENABLED=0 $GO test -trimpath -tags "$tags failpoint" -timeout "$limit" -run AKillAtAnyStep ./internal/haproxy
+CGO_ENABLED=0 $GO test -trimpath -tags "$tags failpoint" -timeout "$limit" -parallel 4 -run "AKill|Killed" ./internal/haproxy
 
 printf 'test: end to end\n'
 $GO test -race -tags $tags -timeout 90m ./e2e
@@ -60,7 +60,8 @@ beside=
 cat "$log"
 ./bin/certsync version
 
-if [ -n "${CERTSYNC_TEST_FULL:-}" ]; then
-	printf 'test: the whole load, which the race detector has no room for\n'
-	CGO_ENABLED=0 $GO test -trimpath -tags $tags -timeout 30m -v -run UnderLoad ./e2e
-fi
+# What the race detector has no room for on two cores: thousands of certificates, and in full the whole load.
+large='Fleet|ManyPasses'
+[ -z "${CERTSYNC_TEST_FULL:-}" ] || large="$large|UnderLoad"
+printf 'test: thousands of certificates, without the race detector\n'
+CGO_ENABLED=0 $GO test -trimpath -tags $tags -timeout 60m -v -run "$large" ./e2e

@@ -141,6 +141,9 @@ func (a *activation) target(ctx context.Context, t cluster.Target) cluster.Place
 	}
 	a.sweep(filepath.Dir(v.real))
 	if a.inService(ctx, &v) {
+		// What holds our bundle is ours, whoever put it there: where it is spoilt, it is to be mended. That this cannot be
+		// recorded is told when it is to be.
+		_ = a.p.journal.own(v.real)
 		a.retireOthers(ctx, &v)
 		return a.remember(&v, a.settled(ctx, v))
 	}

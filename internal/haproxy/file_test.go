@@ -404,3 +404,19 @@ func TestAReloadInTheMiddleIsAFailureThatTheNextPassMends(t *testing.T) {
 	}
 	s.wantServed(got, tgt.Bundle)
 }
+
+func TestAFileThatHoldsTheWantedBundleIsMendedWhenItIsSpoilt(t *testing.T) {
+	each(t, func(t *testing.T, b backend) {
+		s := newSite(t, b, "crt DIR/bundles/")
+		wanted := generation(t)
+		s.put("bundles/example.pem", wanted.PEM()) // put there by hand, or by a certsync whose state was lost
+		s.start()
+		p := s.proxy()
+		want(t, s.activate(p, target(wanted, "example")), cluster.Unchanged, cluster.Proven)
+		s.put("bundles/example.pem", []byte("spoilt\n"))
+		want(t, s.activate(p, target(wanted, "example")), cluster.Done, cluster.Proven)
+		if got := s.take("bundles/example.pem"); !bytes.Equal(got, wanted.PEM()) {
+			t.Errorf("the file holds %q", got)
+		}
+	})
+}
