@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"certsync/internal/cluster"
+	"certsync/internal/config"
+	"certsync/internal/distribute"
 )
 
 // pruneTimeout bounds what is waited for the peers' configurations, which are compared only.
@@ -42,15 +45,13 @@ func (a *app) prune(ctx context.Context, names []string, yes, asJSON bool) error
 		return err
 	}
 	defer w.close()
-	if yes {
-		release, err := w.store.LockActor(ctx, "prune")
-		if err != nil {
-			return err
-		}
-		defer release()
-	}
 	a.warnOfOtherConfigurations(ctx, w)
-	pruning, err := w.node.Prune(ctx, names, yes)
+	var pruning cluster.Pruning
+	if yes {
+		pruning, err = w.pruneNow(ctx, names)
+	} else {
+		pruning, err = w.node.Prune(ctx, names, false)
+	}
 	if err != nil {
 		return err
 	}
@@ -65,6 +66,35 @@ func (a *app) prune(ctx context.Context, names []string, yes, asJSON bool) error
 		return &exitError{code: code}
 	}
 	return nil
+}
+
+// pruneNow has it done by the daemon of this machine, or here where none runs: one actor a machine.
+func (w *wiring) pruneNow(ctx context.Context, names []string) (cluster.Pruning, error) {
+	socket := filepath.Join(w.config.RunDir, config.LocalSocket)
+	report, err := distribute.NewLocalClient(socket).Do(ctx, distribute.Job{Kind: distribute.Prune, Names: names}, nil)
+	switch {
+	case errors.Is(err, distribute.ErrNoDaemon):
+	case err != nil:
+		return cluster.Pruning{}, err
+	case report.Pruned == nil:
+		return cluster.Pruning{}, fmt.Errorf("the daemon on %s: %w: it answered a prune with something else", socket, distribute.ErrForm)
+	default:
+		return *report.Pruned, nil
+	}
+	release, err := w.store.LockActor(ctx, "prune")
+	if err != nil {
+		return cluster.Pruning{}, err
+	}
+	defer release()
+	return w.node.Prune(ctx, names, true)
+}
+
+// prune is the job of the daemon.
+func (w *wiring) prune(ctx context.Context, names []string) (cluster.Report, error) {
+	report := cluster.Report{Node: w.node.Settings.Node, Start: time.Now().UTC()}
+	pruning, err := w.node.Prune(ctx, names, true)
+	report.End, report.Pruned = time.Now().UTC(), &pruning
+	return report, err
 }
 
 // warnOfOtherConfigurations names the peers that run another configuration: there a certificate may still be wanted that

@@ -83,6 +83,9 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 		Watched: w.watched(configPath),
 		Lock:    func(ctx context.Context) (func(), error) { return w.store.LockActor(ctx, "run") },
 		Pass: func(ctx context.Context, job distribute.Job) (cluster.Report, error) {
+			if job.Kind == distribute.Prune {
+				return w.prune(ctx, job.Names)
+			}
 			return r.Pass(ctx, wantedOf(job))
 		},
 		Status: w.statuses, WatchRole: w.roles.Watch, WakeRole: w.wakeRole, Answers: w.answers, PeerAPI: w.handler(), Close: w.close}

@@ -180,6 +180,8 @@ type Report struct {
 	// Next is the earliest Next of the certificates: when a pass is to be made without anything having happened. Zero
 	// where none is.
 	Next time.Time `json:"next,omitzero"`
+	// Pruned is what a prune removed, where this is the report of one; then nothing else is in it.
+	Pruned *Pruning `json:"pruned,omitempty"`
 }
 
 // Progress is one line of what a pass is doing, for a terminal, a log, or the stream back to a command.

@@ -173,6 +173,10 @@ func (d *Daemon) panicked(what string, v any) error {
 func (d *Daemon) passEnded(o outcome) {
 	r, now := d.running, d.clock()
 	d.running = nil
+	if r.job.Kind == distribute.Prune {
+		d.pruned(r, now, o)
+		return
+	}
 	if r.job.Kind != distribute.Sync && (r.request == nil || o.err == nil) { // else it says nothing of what is due
 		d.scheduler.ended(now, o.report.Next, o.err != nil)
 	}
@@ -186,6 +190,21 @@ func (d *Daemon) passEnded(o outcome) {
 	if r.request != nil {
 		r.request.done <- o
 	}
+	d.leave(r.site)
+}
+
+// pruned is passEnded for a prune, which tells nothing of what is in service.
+func (d *Daemon) pruned(r *run, now instant, o outcome) {
+	d.mu.Lock()
+	d.sink, d.status.Passing = nil, nil
+	d.mu.Unlock()
+	took := (now.up - r.began.up).Round(time.Millisecond)
+	if o.err != nil {
+		d.log.Warn("prune", "error", o.err, "took", took)
+	} else {
+		d.log.Info("prune", "slots", len(o.report.Pruned.Slots), "took", took)
+	}
+	r.request.done <- o
 	d.leave(r.site)
 }
 

@@ -20,6 +20,7 @@ import (
 //	POST /v1/issue   a pass on the MASTER that obtains the certificates named, due or not
 //	POST /v1/renew   a pass
 //	POST /v1/sync    a pass that orders nothing
+//	POST /v1/prune   removes from this node what is no longer configured, of the names given or of all
 const (
 	pathEvent     = "/v1/event"
 	pathJobs      = "/v1/"
@@ -38,12 +39,13 @@ const (
 	Issue JobKind = "issue"
 	Renew JobKind = "renew"
 	Sync  JobKind = "sync"
+	Prune JobKind = "prune"
 )
 
-// Job is one pass that a local command asks for. The zero Job is a pass that the daemon makes by itself.
+// Job is one pass, or a prune, that a local command asks for. The zero Job is a pass that the daemon makes by itself.
 type Job struct {
 	Kind JobKind `json:"-"`
-	// Names are the certificates to obtain whether or not they are due.
+	// Names are the certificates to obtain whether or not they are due; those to prune, none meaning all.
 	Names []string `json:"names,omitempty"`
 }
 
@@ -106,7 +108,7 @@ func NewLocalHandler(actor Actor) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+pathEvent, l.event)
 	mux.HandleFunc("GET "+pathStatus, l.status)
-	for _, kind := range []JobKind{Issue, Renew, Sync} {
+	for _, kind := range []JobKind{Issue, Renew, Sync, Prune} {
 		mux.HandleFunc("POST "+pathJobs+string(kind), func(w http.ResponseWriter, r *http.Request) { l.job(w, r, kind) })
 	}
 	return mux

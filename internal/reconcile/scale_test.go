@@ -52,7 +52,7 @@ func newFleet(t testing.TB, n int) *world {
 	}
 	w.large = true
 	for _, h := range w.hosts {
-		h.proxy.remembers = true
+		h.proxy.remembers, h.acknowledgeWithin = true, time.Minute // thousands of records
 	}
 	return w
 }
