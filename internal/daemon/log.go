@@ -32,7 +32,11 @@ func (d *Daemon) logPass(r *run, now instant, o outcome) {
 			d.log.Info("brought in line", "certificate", row.Slot.String(), "generation", row.Newest.Fingerprint.Short())
 		}
 		if row.Error != "" {
-			d.warnOnce(told, row.Slot.String()+": "+row.Error, "certificate", row.Slot.String(), "outcome", string(row.Outcome), "hint", row.Hint)
+			args := []any{"certificate", row.Slot.String(), "outcome", string(row.Outcome)}
+			if !row.NextTry.IsZero() {
+				args = append(args, "next_try", row.NextTry.UTC())
+			}
+			d.warnOnce(told, row.Slot.String()+": "+row.Error, append(args, "hint", row.Hint)...)
 		}
 	}
 	for _, n := range o.report.Nodes {

@@ -184,14 +184,19 @@ func (r *reloader) look(ctx context.Context) int {
 	return w.serving()
 }
 
-// lingering counts the earlier workers that go on with open connections; 0 where no master tells.
+// lingering counts the earlier workers that go on with open connections; 0 where no master tells. For a moment after a
+// reload the master may still tell of the time before it.
 func (r *reloader) lingering(ctx context.Context) int {
 	if r.master == nil {
 		return 0
 	}
-	w, err := r.master.workers(ctx, r.p.config.Wait)
-	if err != nil || w.pid == 0 {
-		return 0
+	for begin := time.Now(); ; {
+		w, err := r.master.workers(ctx, r.p.config.Wait)
+		if err == nil && w.pid != 0 && w.pid != r.before.serving() {
+			return len(w.old)
+		}
+		if err != nil || time.Since(begin) > failGrace || sleep(ctx, 50*time.Millisecond) != nil {
+			return 0
+		}
 	}
-	return len(w.old)
 }
