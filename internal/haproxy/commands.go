@@ -93,6 +93,10 @@ func (r *runtime) showCerts(ctx context.Context) (listing, error) {
 			l.names = append(l.names, line)
 		}
 	}, func() { l, section = listing{}, "" })
+	if err == nil && section != "# filename" {
+		// An empty list has this heading too. Whatever else this is, it does not say that there are no certificates.
+		err = fmt.Errorf("HAProxy: show ssl cert: %w: an answer without a list", errUnclear)
+	}
 	return l, err
 }
 
@@ -136,44 +140,53 @@ func numbered(line string) (name string, number int, ok bool) {
 	return m[1], number, err == nil
 }
 
-// list reads a reply that may be long, line by line; reset is called before each try.
+// list reads a reply that may be long, line by line; reset is called before each try. Where HAProxy answers that
+// certificates are locked it is asked again for a while, as in ask: what it says then is no list.
 func (r *runtime) list(ctx context.Context, command string, each func(string), reset func()) error {
-	var err error
-	for try := 0; try < 3 && ctx.Err() == nil; try++ {
-		var complete bool
-		var first []string
+	ctx, cancel := context.WithTimeout(ctx, r.timeout+r.wait)
+	defer cancel()
+	pause := 20 * time.Millisecond
+	for try := 1; ; {
 		reset()
-		complete, err = r.exchange(ctx, command, maxList, func(line string) error {
-			if first == nil {
-				first = []string{line}
-				if err := refusal(first); err != nil {
-					return err
-				}
-				if isLocked(first) {
-					return errLocked
-				}
-			}
-			if line != "" {
-				each(line)
-			}
+		err := r.listOnce(ctx, command, each)
+		switch {
+		case err == nil:
 			return nil
-		})
-		if err == nil && complete {
-			return nil
-		}
-		if err == nil {
-			err = fmt.Errorf("%w: the reply was cut", errUnclear)
-		}
-		if errors.Is(err, errLocked) {
-			_ = sleep(ctx, 200*time.Millisecond)
-		} else if !errors.Is(err, errUnclear) || errors.Is(err, context.DeadlineExceeded) {
-			break
+		case errors.Is(err, errLocked):
+			if ended := sleep(ctx, pause); ended != nil {
+				return fmt.Errorf("HAProxy: %s: %w: %w", strings.TrimSuffix(command, "\n"), err, ended)
+			}
+			pause = min(2*pause, time.Second)
+		case try == 3, ctx.Err() != nil, !errors.Is(err, errUnclear), errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("HAProxy: %s: %w", strings.TrimSuffix(command, "\n"), err)
+		default:
+			try++
 		}
 	}
-	if err == nil {
-		err = ctx.Err()
+}
+
+func (r *runtime) listOnce(ctx context.Context, command string, each func(string)) error {
+	// A refusal takes up to two lines: what cannot be done, and why.
+	var head []string
+	complete, err := r.exchange(ctx, command, maxList, func(line string) error {
+		if len(head) < 2 {
+			head = append(head, line)
+			if err := refusal(head); err != nil {
+				return err
+			}
+			if isLocked(head) {
+				return errLocked
+			}
+		}
+		if line != "" {
+			each(line)
+		}
+		return nil
+	})
+	if err == nil && !complete {
+		err = fmt.Errorf("%w: the reply was cut", errUnclear)
 	}
-	return fmt.Errorf("HAProxy: %s: %w", strings.TrimSuffix(command, "\n"), err)
+	return err
 }
 
 // loaded is what `show ssl cert NAME` tells.

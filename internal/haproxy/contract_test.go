@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"certsync/internal/cert/certtest"
 	"certsync/internal/cluster"
 	"certsync/internal/haproxy"
+	"certsync/internal/haproxy/haproxytest"
 )
 
 // domains is what the certificates of most tests are for.
@@ -476,6 +478,44 @@ func TestContractLeavesAForeignTransactionAlone(t *testing.T) {
 		if s.inspect(s.proxy(), target(theirs, "neighbour")).Memory.Fingerprint != theirs.Fingerprint() {
 			t.Error("the foreign transaction was lost")
 		}
+	})
+}
+
+// TestContractBesideAReaderOfCertificates: a monitor that lists HAProxy's certificates all the time has them locked every
+// now and then. That takes a little longer, and nothing else.
+func TestContractBesideAReaderOfCertificates(t *testing.T) {
+	each(t, func(t *testing.T, b backend) {
+		s := newSite(t, b, "crt DIR/bundles/")
+		s.put("bundles/zz.pem", issue(t, certtest.Options{Domains: []string{"zz.test"}}).PEM())
+		s.start()
+		p := s.proxy(func(c *haproxy.Config) { c.Wait = 10 * time.Second })
+		ctx, cancel := context.WithCancel(t.Context())
+		var reading sync.WaitGroup
+		var lists, refused atomic.Int64
+		for range 3 {
+			reading.Go(func() {
+				for ctx.Err() == nil {
+					reply, err := haproxytest.Command(s.path("admin.sock"), "show ssl cert\n")
+					if err != nil {
+						t.Errorf("the reader: %v", err)
+						return
+					}
+					lists.Add(1)
+					if strings.Contains(reply, "locked") {
+						refused.Add(1)
+					}
+				}
+			})
+		}
+		for range 10 {
+			bundle := issue(t, certtest.Options{Domains: []string{"*.one.test", "one.test"}})
+			pl := s.activate(p, target(bundle, "one"))
+			want(t, pl, cluster.Done, cluster.Proven)
+			s.wantServed(pl, bundle)
+		}
+		cancel()
+		reading.Wait()
+		t.Logf("%d lists read beside, %d of them refused", lists.Load(), refused.Load())
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -149,6 +150,36 @@ func TestALockedHAProxyIsAskedAgainUntilTheDeadline(t *testing.T) {
 	}
 	if err := say(t, locked).set(t.Context(), "/a.pem", "", "x\n", true); !errors.Is(err, errLocked) {
 		t.Errorf("for ever locked: %v", err)
+	}
+}
+
+// TestALockedHAProxyIsNoHAProxyWithoutCertificates: 2.6 to 3.2 say on the second line why they give no list.
+func TestALockedHAProxyIsNoHAProxyWithoutCertificates(t *testing.T) {
+	const locked = "Can't show!\nOperations on certificates are currently locked!\n\n"
+	var connections atomic.Int32
+	r := hostile(t, func(conn net.Conn, _ string) {
+		if connections.Add(1) < 6 {
+			_, _ = io.WriteString(conn, locked)
+			return
+		}
+		_, _ = io.WriteString(conn, "# filename\n/a.pem\n\n")
+	})
+	if l, err := r.showCerts(t.Context()); err != nil || !slices.Equal(l.names, []string{"/a.pem"}) {
+		t.Errorf("%v: %v", l.names, err)
+	}
+	if l, err := say(t, locked).showCerts(t.Context()); !errors.Is(err, errLocked) {
+		t.Errorf("for ever locked: %v: %v", l, err)
+	}
+	if l, err := say(t, locked).showLists(t.Context()); !errors.Is(err, errLocked) {
+		t.Errorf("for ever locked: %v: %v", l, err)
+	}
+	for _, answer := range []string{"\n", "Can't show!\n\n", "# transaction\n*/a.pem\n\n", "a notice of a later version\n\n"} {
+		if l, err := say(t, answer).showCerts(t.Context()); !errors.Is(err, errUnclear) {
+			t.Errorf("%q is no list: %v: %v", answer, l, err)
+		}
+	}
+	if l, err := say(t, "# filename\n\n").showCerts(t.Context()); err != nil || len(l.names) != 0 {
+		t.Errorf("an empty list: %v: %v", l, err)
 	}
 }
 
