@@ -92,22 +92,32 @@ func places(trace []string) []string {
 }
 
 // tried are the places of all that are tried on a branch: every one on the first, and on the others those that touch
-// HAProxy, since nothing else depends on its version. Without full() it is the last of each name only, and of the
-// later scenarios only what touches HAProxy, on the first branch.
+// HAProxy, since nothing else depends on its version. Without full() it is the last of each name only, those that touch
+// HAProxy on the branches in turn (internal/haproxy is killed there on each), and of the later scenarios only these.
 func (s scenario) tried(all []string, branch string) []string {
-	firstBranch, firstScenario := branch == branches[0], s.title == scenarios()[0].title
-	if !full() && !firstBranch && !firstScenario {
-		return nil
-	}
-	everything := firstBranch && (full() || firstScenario)
+	first := branch == branches[0]
 	var out []string
 	later := map[string]bool{}
+	turn := 0
 	for _, at := range slices.Backward(all) {
 		base, _, _ := strings.Cut(at, "#")
-		if (full() || !later[base]) && (everything || strings.HasPrefix(at, "haproxy.")) {
+		last := !later[base]
+		later[base] = true
+		touches := strings.HasPrefix(at, "haproxy.")
+		switch {
+		case full():
+			if touches || first {
+				out = append(out, at)
+			}
+		case !last:
+		case touches:
+			if branches[turn%len(branches)] == branch {
+				out = append(out, at)
+			}
+			turn++
+		case first && s.title == scenarios()[0].title:
 			out = append(out, at)
 		}
-		later[base] = true
 	}
 	slices.Reverse(out)
 	return out
@@ -353,7 +363,7 @@ func startWatch(ctx context.Context, nodes ...*lab.Node) *watch {
 	w := &watch{cancel: cancel}
 	pause := 250 * time.Millisecond // each check costs a start of HAProxy
 	if full() {
-		pause = 20 * time.Millisecond
+		pause = 100 * time.Millisecond
 	}
 	for _, n := range nodes {
 		w.wg.Go(func() {
