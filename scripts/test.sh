@@ -46,10 +46,10 @@ fi
 printf 'test: with the race detector\n'
 # More at a time than there may be cores, since they wait, and the two longest first.
 $GO list -tags $tags ./... | grep -v '/e2e$' |
-	xargs "$GO" test -race -tags $tags -timeout "$limit" -p 3 -parallel 4 ./internal/haproxy ./internal/distribute
+	xargs "$GO" test -race -count=1 -tags $tags -timeout "$limit" -p 3 -parallel 4 ./internal/haproxy ./internal/distribute
 
 printf 'test: kill -9 at the failpoints of internal/haproxy\n'
-CGO_ENABLED=0 $GO test -trimpath -tags "$tags failpoint" -timeout "$limit" -parallel 4 -run "AKill|Killed" ./internal/haproxy
+CGO_ENABLED=0 $GO test -trimpath -count=1 -tags "$tags failpoint" -timeout "$limit" -parallel 4 -run "AKill|Killed" ./internal/haproxy
 
 # The end-to-end tests come by themselves: their hosts, clients and HAProxies are many processes. Those of CARP mostly wait
 # for a protocol's seconds, beside the others. What the race detector has no room for on two cores comes at the end,
@@ -84,4 +84,6 @@ cat "$log"
 ./bin/certsync version
 
 printf 'test: thousands of certificates, without the race detector\n'
-CGO_ENABLED=0 $GO test -trimpath -tags $tags -timeout 60m -v -run "$large" ./e2e
+[ -z "${CERTSYNC_TEST_FULL:-}" ] ||
+	CGO_ENABLED=0 $GO test -trimpath -count=1 -tags $tags -timeout "$limit" -run ASecondPass ./internal/haproxy
+CGO_ENABLED=0 $GO test -trimpath -count=1 -tags $tags -timeout 60m -v -run "$large" ./e2e

@@ -20,6 +20,7 @@ import (
 	"certsync/internal/cluster"
 	"certsync/internal/config"
 	"certsync/internal/distribute"
+	"certsync/internal/fileid"
 	"certsync/internal/haproxy"
 	"certsync/internal/reconcile"
 	"certsync/internal/store"
@@ -140,23 +141,21 @@ func roots(file string) (*x509.CertPool, error) {
 // roleReader reads carp.role from the configuration file, again whenever the file changed (docs/decisions/0007).
 func roleReader(path string) func() (string, error) {
 	var mu sync.Mutex
-	var last os.FileInfo
+	var last fileid.ID
+	var read time.Time
 	var role string
 	return func() (string, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		info, err := os.Stat(path)
-		if err != nil {
-			return "", err
-		}
-		if last != nil && os.SameFile(last, info) && info.ModTime().Equal(last.ModTime()) && info.Size() == last.Size() {
+		at, now := time.Now(), fileid.Stat(path)
+		if now == last && now.Settled(read) {
 			return role, nil
 		}
 		cfg, err := config.Load(path)
 		if err != nil {
 			return "", err
 		}
-		last, role = info, cfg.CARP.Role
+		last, read, role = now, at, cfg.CARP.Role
 		return role, nil
 	}
 }

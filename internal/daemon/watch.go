@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"certsync/internal/fileid"
 )
 
 // Watched is a file or folder whose change wakes the daemon.
@@ -52,14 +54,14 @@ type watcher struct {
 
 	// The rest is run's own.
 	events  *fsnotify.Watcher
-	watched map[Watched]sight
+	watched map[Watched]fileid.ID
 	touched map[string]bool // folders of which something was told
 	warned  map[string]bool // folders that could not be watched, as told
 }
 
 func newWatcher(log *slog.Logger, changed func(Watched)) *watcher {
 	w := &watcher{changed: changed, log: log, quiet: quietTime, quietMost: quietMost, look: lookTime, next: make(chan following),
-		watched: map[Watched]sight{}, touched: map[string]bool{}, warned: map[string]bool{}}
+		watched: map[Watched]fileid.ID{}, touched: map[string]bool{}, warned: map[string]bool{}}
 	if runtime.GOOS != "linux" {
 		w.mostFiles = mostFiles
 	}
@@ -69,7 +71,7 @@ func newWatcher(log *slog.Logger, changed func(Watched)) *watcher {
 // remember notes what files are like before run runs, for it to tell of what changes until then.
 func (w *watcher) remember(watched ...Watched) {
 	for _, k := range watched {
-		w.watched[k] = see(k.Path)
+		w.watched[k] = fileid.Stat(k.Path)
 	}
 }
 
@@ -168,11 +170,11 @@ func (k Watched) folder() string {
 // replace takes over what is to be watched. What was watched before keeps what was seen of it: a change that came
 // meanwhile is found.
 func (w *watcher) replace(watched []Watched) {
-	next := map[Watched]sight{}
+	next := map[Watched]fileid.ID{}
 	for _, k := range watched {
 		seen, known := w.watched[k]
 		if !known {
-			seen = see(k.Path)
+			seen = fileid.Stat(k.Path)
 		}
 		next[k] = seen
 	}
@@ -185,8 +187,8 @@ func (w *watcher) replace(watched []Watched) {
 func (w *watcher) compare() {
 	var changed []Watched
 	for k, before := range w.watched {
-		now := see(k.Path)
-		if !now.same(before) || k.Folder && w.touched[resolved(k.Path)] {
+		now := fileid.Stat(k.Path)
+		if now != before || k.Folder && w.touched[resolved(k.Path)] {
 			changed = append(changed, k)
 		}
 		w.watched[k] = now
@@ -259,24 +261,4 @@ func resolved(path string) string {
 		return ""
 	}
 	return target
-}
-
-// sight is what was seen of a file: nil where there is none.
-type sight struct{ info fs.FileInfo }
-
-func see(path string) sight {
-	info, err := os.Stat(path)
-	if err != nil {
-		return sight{}
-	}
-	return sight{info}
-}
-
-// same tells that two are of the same file with the same content, as far as its inode tells.
-func (s sight) same(other sight) bool {
-	a, b := s.info, other.info
-	if a == nil || b == nil {
-		return a == nil && b == nil
-	}
-	return os.SameFile(a, b) && a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size() && a.Mode() == b.Mode()
 }

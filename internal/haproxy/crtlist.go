@@ -12,9 +12,11 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"certsync/internal/cluster"
 	"certsync/internal/failpoint"
+	"certsync/internal/fileid"
 )
 
 // writable tells whether a file can be replaced: it is there, and its folder can be written.
@@ -151,27 +153,26 @@ func (l listLines) name(name string) bool {
 
 // crtList remembers the lines of a crt-list for as long as the file is as it was. The zero value is ready.
 type crtList struct {
-	mu    sync.Mutex
-	path  string
-	info  os.FileInfo
+	mu   sync.Mutex
+	path string
+	// id was the file's when it was read, at.
+	id    fileid.ID
+	at    time.Time
 	lines listLines
 }
 
 func (c *crtList) read(path string) (listLines, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	info, err := os.Stat(path)
-	if err != nil {
-		return listLines{}, err
-	}
-	if c.path == path && unchanged(c.info, info) {
+	at, id := time.Now(), fileid.Stat(path)
+	if c.path == path && c.id == id && id.Settled(c.at) {
 		return c.lines, nil
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return listLines{}, err
 	}
-	c.path, c.info, c.lines = path, info, linesOf(content)
+	c.path, c.id, c.at, c.lines = path, id, at, linesOf(content)
 	return c.lines, nil
 }
 

@@ -9,10 +9,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"certsync/internal/cert"
+	"certsync/internal/fileid"
 	"certsync/internal/haproxy/haconf"
 )
 
@@ -52,40 +52,38 @@ type load struct {
 // stamp tells whether a file is still the one that was read.
 type stamp struct {
 	path string
-	info os.FileInfo
-	// kind tells that only what the path leads to counts: a folder of bundles changes all the time.
-	kind bool
+	// id is zero where there is none, and where only its kind counts: a folder of bundles changes all the time.
+	id   fileid.ID
+	kind kind
 }
 
-func newStamp(path string, kind bool) stamp {
+// kind is what a path leads to.
+type kind byte
+
+const (
+	anyKind kind = iota
+	noFile
+	plainFile
+	folderKind
+)
+
+func kindOf(path string) kind {
 	info, err := os.Stat(path)
-	if err != nil {
-		info = nil
+	switch {
+	case err != nil:
+		return noFile
+	case info.IsDir():
+		return folderKind
 	}
-	return stamp{path: path, info: info, kind: kind}
+	return plainFile
 }
 
 func (s stamp) same() bool {
-	now := newStamp(s.path, s.kind)
-	switch {
-	case s.info == nil || now.info == nil:
-		return s.info == nil && now.info == nil
-	case s.kind:
-		return s.info.IsDir() == now.info.IsDir()
+	if s.kind != anyKind {
+		return kindOf(s.path) == s.kind
 	}
-	return os.SameFile(s.info, now.info) && s.info.Size() == now.info.Size() && s.info.ModTime().Equal(now.info.ModTime()) &&
-		s.info.Mode() == now.info.Mode() && sameOwner(s.info, now.info)
+	return fileid.Stat(s.path) == s.id
 }
-
-func sameOwner(a, b os.FileInfo) bool {
-	x, ok := a.Sys().(*syscall.Stat_t)
-	y, ok2 := b.Sys().(*syscall.Stat_t)
-	return ok && ok2 && x.Uid == y.Uid && x.Gid == y.Gid
-}
-
-// settling is how old a file must be for its next change to show in its time: file systems that keep whole seconds are
-// the coarsest.
-const settling = 2 * time.Second
 
 func (l *layout) fresh() bool {
 	return l.settled && !slices.ContainsFunc(l.stamps, func(s stamp) bool { return !s.same() })
@@ -119,9 +117,9 @@ func (p *Proxy) readLayout(ctx context.Context, running process) *layout {
 	l := &layout{config: c, pid: running.Pid, settled: true, lists: map[string][]*haconf.Bind{}, stored: map[string]string{},
 		byName: map[string][]*load{}, byPath: map[string][]*load{}, byFolder: map[string][]*load{}, byFolderName: map[string][]*load{}}
 	for _, path := range c.Sources {
-		s := newStamp(path, false)
-		l.settled = l.settled && (s.info == nil || begin.Sub(s.info.ModTime()) > settling)
-		l.stamps = append(l.stamps, s)
+		id := fileid.Stat(path)
+		l.settled = l.settled && (id.IsZero() || id.Settled(begin))
+		l.stamps = append(l.stamps, stamp{path: path, id: id})
 	}
 	// What could not be read at all may be readable by now, for reasons that no file shows.
 	l.settled = l.settled && !slices.ContainsFunc(c.Problems, func(p haconf.Problem) bool { return p.Line == 0 })
@@ -197,9 +195,9 @@ func (l *layout) add(x *nameIndex, c haconf.Crt, what *load) {
 		return
 	}
 	if what.entry == nil {
-		s := newStamp(path, true)
+		s := stamp{path: path, kind: kindOf(path)}
 		l.stamps = append(l.stamps, s)
-		if s.info != nil && s.info.IsDir() {
+		if s.kind == folderKind {
 			put(l.byFolderName, c.Name)
 			if dir, ok := x.realDir(path); ok {
 				put(l.byFolder, dir)

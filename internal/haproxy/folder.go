@@ -14,6 +14,7 @@ import (
 
 	"certsync/internal/cert"
 	"certsync/internal/cluster"
+	"certsync/internal/fileid"
 )
 
 // hazardsTimeout is how long Hazards asks a HAProxy: it comes after a look at everything else, which a HAProxy that hangs
@@ -156,8 +157,9 @@ func meansDir(list, dir string) bool {
 
 // stray is a file of the bundle folder that is not certsync's, as it was when it was read.
 type stray struct {
-	// info and key are of the file, and of the private key beside it (nil where there is none).
-	info, key os.FileInfo
+	// file and key were the file and the private key beside it (zero where there is none) when it was read, at.
+	file, key fileid.ID
+	at        time.Time
 	// problem says why HAProxy cannot load it, "" where it can.
 	problem string
 	// unreadable tells that certsync cannot look.
@@ -170,9 +172,9 @@ type stray struct {
 // folder remembers what was seen of the bundle folder. The zero value is ready.
 type folder struct {
 	mu sync.Mutex
-	// listed is when foreign was made, at which dir and owned were the folders' states.
+	// listed is when foreign was made, at which dir and owned were the folders.
 	listed     time.Time
-	dir, owned os.FileInfo
+	dir, owned fileid.ID
 	// foreign are the names of the files that HAProxy loads and that the journal does not know, sorted.
 	foreign []string
 	strays  map[string]stray
@@ -230,17 +232,11 @@ func (p *Proxy) fewOf(strays []cluster.Hazard) []cluster.Hazard {
 // list brings foreign up to date. The listing is taken again only where one of the folders changed since, or changed so
 // shortly before it that a later change may have left the same time.
 func (f *folder) list(dir string, j *journal) error {
-	const settled = 2 * time.Second
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	owned, _ := os.Stat(filepath.Join(j.dir, "owned")) // not there before the first activation
-	quiet := func(i os.FileInfo) bool { return i == nil || f.listed.Sub(i.ModTime()) > settled }
-	if f.dir != nil && unchanged(f.dir, info) && unchanged(f.owned, owned) && quiet(info) && quiet(owned) {
+	now := time.Now()
+	at, owned := fileid.Stat(dir), fileid.Stat(filepath.Join(j.dir, "owned")) // the latter is not there before the first activation
+	if f.dir == at && f.owned == owned && at.Settled(f.listed) && (owned.IsZero() || owned.Settled(f.listed)) {
 		return nil
 	}
-	now := time.Now()
 	ours, _ := namesIn(filepath.Join(j.dir, "owned"))
 	known := make(map[string]bool, len(ours))
 	for _, name := range ours {
@@ -257,7 +253,7 @@ func (f *folder) list(dir string, j *journal) error {
 		}
 	}
 	slices.Sort(foreign)
-	f.foreign, f.dir, f.owned, f.listed = foreign, info, owned, now
+	f.foreign, f.dir, f.owned, f.listed = foreign, at, owned, now
 	return nil
 }
 
@@ -270,14 +266,6 @@ func namesIn(dir string) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
-// unchanged tells whether two looks at a file saw the same one in the same state.
-func unchanged(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
-	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.Mode() == b.Mode() && a.ModTime().Equal(b.ModTime())
-}
-
 // skipped tells whether HAProxy passes over a file of a `crt DIR` (HAProxy's Configuration Manual, `crt`).
 func skipped(name string) bool {
 	return strings.HasPrefix(name, ".") || slices.Contains([]string{".key", ".issuer", ".ocsp", ".sctl"}, filepath.Ext(name))
@@ -285,6 +273,7 @@ func skipped(name string) bool {
 
 // look judges a file, unless it is as it was.
 func look(path string, before stray) stray {
+	at := time.Now()
 	info, err := os.Stat(path)
 	if err != nil {
 		if _, gone := os.Lstat(path); gone != nil {
@@ -292,11 +281,10 @@ func look(path string, before stray) stray {
 		}
 		return stray{problem: "it is a link to a file that does not exist"}
 	}
-	key, _ := os.Stat(path + keyPart)
-	if before.info != nil && unchanged(before.info, info) && unchanged(before.key, key) {
+	s := stray{file: fileid.Of(info), key: fileid.Stat(path + keyPart), at: at}
+	if s.file == before.file && s.key == before.key && s.file.Settled(before.at) && (s.key.IsZero() || s.key.Settled(before.at)) {
 		return before
 	}
-	s := stray{info: info, key: key}
 	if !info.Mode().IsRegular() {
 		return s // HAProxy passes over folders, pipes and sockets
 	}

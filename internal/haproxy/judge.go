@@ -16,7 +16,7 @@ import (
 // takes the file for good where in doubt: a kind of certificate or key that Go does not know may be known to OpenSSL.
 func (s *stray) judge(path string, data []byte) {
 	certificates, keys, torn := pemBlocks(data)
-	if len(keys) == 0 && s.key != nil {
+	if len(keys) == 0 && !s.key.IsZero() {
 		if beside, err := os.ReadFile(path + keyPart); err == nil {
 			_, keys, _ = pemBlocks(beside)
 		}

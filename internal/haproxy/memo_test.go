@@ -39,7 +39,7 @@ type fleet struct {
 // many is how many certificates a test of scale has.
 func many(b backend) int {
 	n := 1000
-	if os.Getenv("CERTSYNC_TEST_FULL") == "1" {
+	if os.Getenv("CERTSYNC_TEST_FULL") == "1" && !raced {
 		n = 10000
 	}
 	if b.version != "" {
@@ -101,11 +101,17 @@ func (f *fleet) settle() {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	settle(f.t, files...)
+}
+
+// settle waits until a change of any of the files must show.
+func settle(t testing.TB, files ...string) {
+	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for _, path := range files {
 		for !fileid.Stat(path).Settled(time.Now()) {
 			if time.Now().After(deadline) {
-				f.t.Fatalf("%s does not settle", path)
+				t.Fatalf("%s does not settle", path)
 			}
 			time.Sleep(5 * time.Millisecond)
 		}

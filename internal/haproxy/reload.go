@@ -132,10 +132,13 @@ func (a *activation) reload(ctx context.Context, out []cluster.Placement) {
 	if len(a.waiting) == 0 {
 		return
 	}
+	at := make(map[cert.Slot]int, len(out)) // thousands may wait
+	for i, pl := range out {
+		at[pl.Slot] = i
+	}
 	for i, pl := range a.reloadAll(ctx) {
-		slot := a.waiting[i].Slot
-		if at := slices.IndexFunc(out, func(o cluster.Placement) bool { return o.Slot == slot }); at >= 0 {
-			out[at] = pl
+		if where, asked := at[a.waiting[i].Slot]; asked {
+			out[where] = pl
 		}
 	}
 }

@@ -248,20 +248,10 @@ func (f *Fleet) run(ctx context.Context, args []string, before int) error {
 		f.earlier = append(f.earlier, f.haproxy)
 	}
 	f.haproxy = p
-	ctx, cancel := context.WithTimeout(ctx, fleetStart)
-	defer cancel()
-	for {
-		if pid, err := f.Pid(ctx); err == nil && pid != before {
-			return nil
-		}
-		select {
-		case <-p.done:
-			return fmt.Errorf("start HAProxy: it ended: %w\n%s", p.err, p.output)
-		case <-ctx.Done():
-			return fmt.Errorf("start HAProxy: %w\n%s", context.Cause(ctx), p.output)
-		case <-time.After(10 * time.Millisecond):
-		}
+	if err := p.awaitPid(ctx, f.Pid, before, fleetStart); err != nil {
+		return fmt.Errorf("start HAProxy: %w", err)
 	}
+	return nil
 }
 
 // Stop ends HAProxy, and those before it that still had connections.

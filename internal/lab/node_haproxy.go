@@ -203,17 +203,25 @@ func (n *Node) ReloadHAProxy(ctx context.Context) error {
 		return fmt.Errorf("reload HAProxy on %s: %w", n.Name, err)
 	}
 	n.haproxy, n.running = p, append(n.running, old)
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	if err := p.awaitPid(ctx, n.HAProxyPid, pid, 30*time.Second); err != nil {
+		return fmt.Errorf("reload HAProxy on %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// awaitPid waits, for limit at most, until a HAProxy answers with another Pid than before.
+func (p *process) awaitPid(ctx context.Context, ask func(context.Context) (int, error), before int, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
-		if now, err := n.HAProxyPid(ctx); err == nil && now != pid {
+		if pid, err := ask(ctx); err == nil && pid != before {
 			return nil
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("reload HAProxy on %s: it ended: %w\n%s", n.Name, p.err, p.output)
+			return fmt.Errorf("it ended: %w\n%s", p.err, p.output)
 		case <-ctx.Done():
-			return fmt.Errorf("reload HAProxy on %s: %w", n.Name, context.Cause(ctx))
+			return fmt.Errorf("%w\n%s", context.Cause(ctx), p.output)
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"certsync/internal/failpoint"
+	"certsync/internal/fileid"
 )
 
 // finding is a file that is not what it should be, or a thing where no such thing belongs.
@@ -98,7 +99,7 @@ func (s *Store) moveAside(found []finding) {
 // lies tells whether the very file of f is still where it was found.
 func (s *Store) lies(f finding) bool {
 	now, err := os.Lstat(s.path(f.rel))
-	return err == nil && os.SameFile(now, f.info) && now.Size() == f.info.Size() && now.ModTime().Equal(f.info.ModTime())
+	return err == nil && fileid.Of(now) == fileid.Of(f.info)
 }
 
 // Problems lists, in words for a person, what was set aside and what could not be, for as long as it lies there; and

@@ -116,19 +116,27 @@ func (b Binary) Start(ctx context.Context, config, dir, socket string) (Server, 
 		return nil, fmt.Errorf("start haproxy: %w", err)
 	}
 	go func() { _ = p.cmd.Wait(); close(p.done) }()
+	if err := p.await(ctx, func() bool { return answers(socket) }, p.Stop); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// await waits until a HAProxy that was started is ready; where it never is, it is stopped.
+func (p *process) await(ctx context.Context, ready func() bool, stop func()) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	for !answers(socket) {
+	for !ready() {
 		select {
 		case <-p.done:
-			return nil, fmt.Errorf("start haproxy: it ended: %s", p.out)
+			return fmt.Errorf("start haproxy: it ended: %s", p.out)
 		case <-ctx.Done():
-			p.Stop()
-			return nil, fmt.Errorf("start haproxy: %w: %s", ctx.Err(), p.out)
+			stop()
+			return fmt.Errorf("start haproxy: %w: %s", ctx.Err(), p.out)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	return p, nil
+	return nil
 }
 
 // answers tells whether a runtime socket answers `show info`.

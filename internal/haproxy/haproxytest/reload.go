@@ -29,17 +29,11 @@ func (b Binary) StartMaster(ctx context.Context, config, dir, socket, masterSock
 	}
 	go func() { _ = p.cmd.Wait(); close(p.done) }()
 	m := &group{p}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	for !answers(socket) || !strings.Contains(MasterCommand(masterSocket, "show proc\n"), "worker") {
-		select {
-		case <-p.done:
-			return nil, fmt.Errorf("start haproxy: it ended: %s", p.out)
-		case <-ctx.Done():
-			m.Stop()
-			return nil, fmt.Errorf("start haproxy: %w: %s", ctx.Err(), p.out)
-		case <-time.After(10 * time.Millisecond):
-		}
+	ready := func() bool {
+		return answers(socket) && strings.Contains(MasterCommand(masterSocket, "show proc\n"), "worker")
+	}
+	if err := p.await(ctx, ready, m.Stop); err != nil {
+		return nil, err
 	}
 	return m, nil
 }
