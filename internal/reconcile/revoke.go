@@ -140,8 +140,8 @@ func (s shelf) targets(w Revoke, now time.Time) ([]cert.Generation, error) {
 		}
 	default:
 		for _, r := range s.revocations {
-			if r.Open(now) {
-				add(r.Generation)
+			if r.Open(now) || r.End == cluster.RevocationGivenUp && now.Before(r.Generation.NotAfter) {
+				add(r.Generation) // else a second run would revoke what came in its place meanwhile
 			}
 		}
 		if len(out) == 0 {
