@@ -475,11 +475,11 @@ func (p *pass) judgeRevocations(ctx context.Context) {
 	if err != nil {
 		p.warn("%v", err)
 	}
-	newest := newestBySlot(held, records.Tombstones)
+	newest, configured := newestBySlot(held, records.Tombstones), p.Settings.catalog()
 	for i := range p.report.Revocations {
 		r := &p.report.Revocations[i]
-		if g := newest[r.Generation.Slot]; g.Fingerprint != r.Generation.Fingerprint {
-			r.Replacement = g
+		if g := newest[r.Generation.Slot]; g.Fingerprint != r.Generation.Fingerprint && configured.configured(g.Slot) {
+			r.Replacement = g // what is not configured any more nothing brings in service
 		}
 		p.report.Outcome = cluster.Worse(p.report.Outcome, r.Outcome)
 		if r.Tombstone && r.Replacement.IsZero() {
