@@ -87,8 +87,8 @@ type pass struct {
 	peers  []*peerView
 	// forced are the names to obtain now.
 	forced map[string]bool
-	// condemned are the slots of which a person asked to revoke something in this pass.
-	condemned map[cert.Slot]bool
+	// condemned are the revocations that a person asked for in this pass.
+	condemned []cluster.Revocation
 
 	account registration
 	budget  *budget

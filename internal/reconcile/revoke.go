@@ -58,10 +58,7 @@ func (p *pass) condemn(ctx context.Context) error {
 	if err != nil || len(asked) == 0 {
 		return err
 	}
-	p.condemned = map[cert.Slot]bool{}
-	for _, r := range asked {
-		p.condemned[r.Generation.Slot] = true
-	}
+	p.condemned = asked
 	if err := p.fence(ctx); err != nil {
 		return err
 	}
@@ -188,7 +185,15 @@ func (s shelf) after(r cluster.Revocation, reasoned bool) (_ cluster.Revocation,
 // mayOrder tells whether this pass may order something for a slot: one that is made for a revocation replaces what is
 // revoked, and nothing else.
 func (p *pass) mayOrder(slot cert.Slot) bool {
-	return p.seen.Role == cluster.Master && !p.wanted.NoOrders && (p.wanted.Revoke == nil || p.condemned[slot])
+	asked := func(r cluster.Revocation) bool { return r.Generation.Slot == slot }
+	return p.seen.Role == cluster.Master && !p.wanted.NoOrders && (p.wanted.Revoke == nil || slices.ContainsFunc(p.condemned, asked))
+}
+
+// concerns tells whether this pass goes on with a revocation: one that a person asked for has no other in hand, whose
+// replacement it may not order.
+func (p *pass) concerns(r cluster.Revocation) bool {
+	asked := func(a cluster.Revocation) bool { return a.Generation.Fingerprint == r.Generation.Fingerprint }
+	return p.wanted.Revoke == nil || slices.ContainsFunc(p.condemned, asked)
 }
 
 // condemnedBySlot is the latest generation of each slot that is revoked or to be revoked.
@@ -228,7 +233,7 @@ func (p *pass) revoke(ctx context.Context, atOnce bool) {
 	}
 	for _, r := range records.Revocations {
 		done := slices.ContainsFunc(p.report.Revocations, func(o cluster.RevocationReport) bool { return o.Generation.Fingerprint == r.Generation.Fingerprint })
-		if done || !r.Open(p.Now()) || atOnce && !r.AtOnce {
+		if done || !r.Open(p.Now()) || !p.concerns(r) || atOnce && !r.AtOnce {
 			continue
 		}
 		var out cluster.RevocationReport
@@ -345,7 +350,7 @@ func (p *pass) everywhereReplaced(ctx context.Context, r cluster.Revocation) err
 	if len(own) == 0 {
 		var err error
 		if own, err = p.inspect(ctx, []cert.Slot{slot}); err != nil {
-			return err
+			return fmt.Errorf("nothing is revoked yet: what %s serves: %w", p.Settings.Node, err)
 		}
 	}
 	node, why := p.Settings.Node, keeps(own, r.Generation.Fingerprint)

@@ -476,6 +476,27 @@ func TestOnlyWhatIsRevokedIsReplaced(t *testing.T) {
 	w.inService(otherSlot, 1)
 }
 
+// A revocation that was cut off is not given up because a person then revokes something else.
+func TestARevocationLeavesAnotherThatIsUnderWayAlone(t *testing.T) {
+	w := newWorld(t, 2, withCertificates(wildcard, other))
+	w.hosts[0].issue()
+	first, second := w.hosts[0].newest(slot), w.hosts[0].newest(otherSlot)
+	w.advance(time.Hour)
+	open := cluster.Revocation{Generation: second, Reason: cluster.Superseded, Directory: w.ca.directory, Node: "proxy1", Time: w.Now(), Revision: 1}
+	if err := w.hosts[0].Store.Merge(context.Background(), cluster.Records{Revocations: []cluster.Revocation{open}}); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.hosts[0].revoked(Revoke{}); r.Outcome != cluster.Done || !same(r.Generation, first) {
+		t.Errorf("%+v", r)
+	}
+	w.ca.wantRevoked(first)
+	if r := revocation(t, w.passOf(w.hosts[0])); r.Outcome != cluster.Done || !same(r.Generation, second) {
+		t.Errorf("%+v", r)
+	}
+	w.ca.wantRevoked(first, second)
+	w.inService(otherSlot, 2)
+}
+
 func TestWhatCannotBeRevokedIsToldBeforeAnythingChanges(t *testing.T) {
 	w := newWorld(t, 2, withCertificates(wildcard, other))
 	w.hosts[0].issue()
