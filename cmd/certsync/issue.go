@@ -51,10 +51,16 @@ func reportCode(r cluster.Report) int {
 	}
 	gravity := []int{exitDone, exitPutOff, exitPartly, exitNotMaster, exitFailed}
 	code := exitDone
-	for _, row := range r.Certificates {
-		if c := rowCode(row, r); slices.Index(gravity, c) > slices.Index(gravity, code) {
+	graver := func(c int) {
+		if slices.Index(gravity, c) > slices.Index(gravity, code) {
 			code = c
 		}
+	}
+	for _, row := range r.Certificates {
+		graver(rowCode(row, r))
+	}
+	for _, revocation := range r.Revocations {
+		graver(revocationCode(revocation))
 	}
 	return code
 }
@@ -125,6 +131,7 @@ func (a *app) printReport(r cluster.Report) {
 			fmt.Fprintf(a.stderr, "certsync: %s: the next try is allowed at %s\n", row.Slot, row.NextTry.UTC().Format(time.RFC3339))
 		}
 	}
+	a.printRevocations(r.Revocations)
 	fmt.Fprintln(a.stdout, summary(r))
 }
 
@@ -133,12 +140,14 @@ func summary(r cluster.Report) string {
 	if r.Interrupted {
 		return "interrupted: certsync status tells where every node stands; run it again to go on"
 	}
-	var obtained, adopted, failed []string
+	var obtained, adopted, back, failed []string
 	whole := 0
 	for _, row := range r.Certificates {
 		_, _, lacking := tally(row, r)
 		if row.Ordered {
 			obtained = append(obtained, row.Slot.String())
+		} else if !row.RolledBackFrom.IsZero() {
+			back = append(back, fmt.Sprintf("%s from %s to %s", row.Slot, row.RolledBackFrom.Fingerprint.Short(), row.Newest.Fingerprint.Short()))
 		} else if row.Due != "" {
 			failed = append(failed, row.Slot.String())
 		} else if row.Outcome == cluster.Done {
@@ -155,13 +164,16 @@ func summary(r cluster.Report) string {
 	if len(obtained) > 0 {
 		s += "; obtained " + strings.Join(obtained, ", ")
 	}
+	if len(back) > 0 {
+		s += "; rolled back " + strings.Join(back, ", ")
+	}
 	if len(adopted) > 0 {
 		s += "; brought in line " + strings.Join(adopted, ", ")
 	}
 	if len(failed) > 0 {
 		s += "; not renewed, though due: " + strings.Join(failed, ", ")
 	}
-	if len(obtained)+len(adopted)+len(failed) == 0 && whole == len(r.Certificates) {
+	if len(obtained)+len(adopted)+len(back)+len(failed)+len(r.Revocations) == 0 && whole == len(r.Certificates) {
 		s += "; nothing to do"
 	}
 	return s

@@ -97,6 +97,16 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 
 // wantedOf is the pass that a job is; a renewal, and what the daemon does by itself, is the plain one.
 func wantedOf(job distribute.Job) reconcile.Wanted {
+	choice := reconcile.Choice{Algorithm: job.Algorithm, Generation: job.Generation}
+	if len(job.Names) == 1 { // else a pass with a choice of no name says that there is none
+		choice.Name = job.Names[0]
+	}
+	switch job.Kind {
+	case distribute.Rollback:
+		return reconcile.Wanted{MasterOnly: true, NoOrders: true, Rollback: &choice}
+	case distribute.Revoke:
+		return reconcile.Wanted{MasterOnly: true, Revoke: &reconcile.Revoke{Choice: choice, All: job.All, Reason: job.Reason, AtOnce: job.AtOnce}}
+	}
 	return reconcile.Wanted{Names: job.Names, MasterOnly: job.Kind == distribute.Issue, NoOrders: job.Kind == distribute.Sync}
 }
 

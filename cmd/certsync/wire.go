@@ -38,6 +38,8 @@ var (
 	_ distribute.Local = (*reconcile.Node)(nil)
 )
 
+var _ reconcile.Revoker = (*acme.Client)(nil) // which is optional
+
 // wiring is the program put together from the configuration. This file alone builds adapters.
 type wiring struct {
 	config   *config.Config

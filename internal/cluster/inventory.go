@@ -39,12 +39,14 @@ type Records struct {
 	Releases   []Release   `json:"releases,omitempty"`
 	// Renewals are what the CA said of when generations should be renewed, one for each slot.
 	Renewals []RenewalInfo `json:"renewals,omitempty"`
+	// Revocations are those that were asked for, one for each fingerprint.
+	Revocations []Revocation `json:"revocations,omitempty"`
 }
 
 // String counts the records.
 func (r Records) String() string {
-	return fmt.Sprintf("%d accounts, %d orders, %d attempts, %d tombstones, %d releases, %d renewals", len(r.Accounts), len(r.Orders), len(r.Ledger),
-		len(r.Tombstones), len(r.Releases), len(r.Renewals))
+	return fmt.Sprintf("%d accounts, %d orders, %d attempts, %d tombstones, %d releases, %d renewals, %d revocations", len(r.Accounts), len(r.Orders), len(r.Ledger),
+		len(r.Tombstones), len(r.Releases), len(r.Renewals), len(r.Revocations))
 }
 
 // Format prints String for every verb, see Account.Format.
@@ -54,7 +56,7 @@ func (r Records) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, r.String
 func (r Records) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("accounts", len(r.Accounts)), slog.Int("orders", len(r.Orders)), slog.Int("ledger", len(r.Ledger)),
 		slog.Int("tombstones", len(r.Tombstones)), slog.Int("releases", len(r.Releases)),
-		slog.Int("renewals", len(r.Renewals)))
+		slog.Int("renewals", len(r.Renewals)), slog.Int("revocations", len(r.Revocations)))
 }
 
 // Inventory is what a node tells its peers of itself.

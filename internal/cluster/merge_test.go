@@ -72,6 +72,14 @@ func genRenewal(t *rapid.T) cluster.RenewalInfo {
 		Revision: rapid.Uint64Range(0, 2).Draw(t, "revision"), Again: times(t, "again"), Problem: text(t, "problem")}
 }
 
+func genRevocation(t *rapid.T) cluster.Revocation {
+	return cluster.Revocation{Generation: genRelease(t).Generation, Reason: cluster.Reason(text(t, "reason")), Directory: text(t, "directory"),
+		AtOnce: rapid.Bool().Draw(t, "at once"), Node: text(t, "node"), Time: times(t, "time"), Revision: rapid.Uint64Range(0, 2).Draw(t, "revision"),
+		End: rapid.SampledFrom([]cluster.RevocationEnd{cluster.RevocationOpen, cluster.RevocationGivenUp, cluster.RevocationRefused,
+			cluster.RevocationDone, "unheard of"}).Draw(t, "end"),
+		Tries: rapid.IntRange(0, 2).Draw(t, "tries"), Problem: text(t, "problem"), NextTry: times(t, "next try")}
+}
+
 func genTombstone(t *rapid.T) cluster.Tombstone {
 	return cluster.Tombstone{Fingerprint: fingerprint(t), Name: text(t, "name"), Time: times(t, "time"), Reason: text(t, "reason")}
 }
@@ -132,6 +140,7 @@ func TestMergesAreJoins(t *testing.T) {
 	t.Run("tombstones", func(t *testing.T) { checkMerge(t, genTombstone, cluster.MergeTombstones) })
 	t.Run("releases", func(t *testing.T) { checkMerge(t, genRelease, cluster.MergeReleases) })
 	t.Run("renewals", func(t *testing.T) { checkMerge(t, genRenewal, cluster.MergeRenewals) })
+	t.Run("revocations", func(t *testing.T) { checkMerge(t, genRevocation, cluster.MergeRevocations) })
 	t.Run("accounts", func(t *testing.T) { checkMerge(t, genAccount, cluster.MergeAccounts) })
 }
 

@@ -149,10 +149,13 @@ type CertificateReport struct {
 	Due     string  `json:"due,omitempty"`
 	Outcome Outcome `json:"outcome"`
 	// Ordered tells that a new generation was obtained in this pass; Resumed that its order was taken up.
-	Ordered bool   `json:"ordered,omitempty"`
-	Resumed bool   `json:"resumed,omitempty"`
-	Error   string `json:"error,omitempty"`
-	Hint    string `json:"hint,omitempty"`
+	Ordered bool `json:"ordered,omitempty"`
+	Resumed bool `json:"resumed,omitempty"`
+	// RolledBackFrom is the generation that was the newest before this pass put an earlier one back; zero elsewhere.
+	RolledBackFrom cert.Generation `json:"rolled_back_from,omitzero"`
+
+	Error string `json:"error,omitempty"`
+	Hint  string `json:"hint,omitempty"`
 	// NextTry is when an attempt is allowed again, where it is put off.
 	NextTry time.Time `json:"next_try,omitzero"`
 	// RenewAt is when Newest is to be renewed; Explanation is the URL of the CA's page that says why it wants it then.
@@ -177,6 +180,8 @@ type Report struct {
 	// Nodes has this node first, then the peers as configured.
 	Nodes    []NodeStatus `json:"nodes"`
 	Warnings []string     `json:"warnings,omitempty"`
+	// Revocations are those that were asked for and had not ended before this pass.
+	Revocations []RevocationReport `json:"revocations,omitempty"`
 	// Next is the earliest Next of the certificates: when a pass is to be made without anything having happened. Zero
 	// where none is.
 	Next time.Time `json:"next,omitzero"`

@@ -378,6 +378,33 @@ func TestAPeerThatComesBackLeadsToAPass(t *testing.T) {
 	p.noPass("it is there, and is not asked any more")
 }
 
+// What a rollback or a revocation leaves to be done the daemon's own pass finds out, at once: also where it was cut off.
+func TestARollbackAndARevocationAreFollowedByAPass(t *testing.T) {
+	for _, kind := range []distribute.JobKind{distribute.Rollback, distribute.Revoke} {
+		for _, failed := range []error{nil, cluster.ErrNotMaster} {
+			p := newPlant(t, nil)
+			p.set(func() {
+				p.do = func(_ context.Context, job distribute.Job) (cluster.Report, error) {
+					if job.Kind == kind {
+						return cluster.Report{Node: "proxy1", Outcome: cluster.Done, End: time.Now()}, failed
+					}
+					return cluster.Report{Node: "proxy1", Outcome: cluster.Unchanged, End: time.Now()}, nil
+				}
+			})
+			_, err := p.client().Do(context.Background(), distribute.Job{Kind: kind, Names: []string{"example.org"}}, nil)
+			if !errors.Is(err, failed) {
+				t.Errorf("%s: %v", kind, err)
+			}
+			if pass := p.wantsPass(); pass.job.Kind != kind {
+				t.Errorf("the pass was for %+v", pass.job)
+			}
+			if pass := p.wantsPass(); pass.job.Kind != "" {
+				t.Errorf("the pass after %s was for %+v", kind, pass.job)
+			}
+		}
+	}
+}
+
 func TestACommandsPassIsItsOwnAndIsStreamed(t *testing.T) {
 	p := newPlant(t, func(p *plant) { p.hold(true) })
 	var mu sync.Mutex

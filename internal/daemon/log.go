@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"certsync/internal/cluster"
+	"certsync/internal/distribute"
 )
 
 // logPass has a line for a pass, and for each thing that it did or found and the one before did not.
@@ -26,6 +27,9 @@ func (d *Daemon) logPass(r *run, now instant, o outcome) {
 		"certificates", len(o.report.Certificates), "took", (now.up - r.began.up).Round(time.Millisecond))
 	told := map[string]bool{}
 	for _, row := range o.report.Certificates {
+		if !row.RolledBackFrom.IsZero() {
+			d.log.Warn("rolled back", "certificate", row.Slot.String(), "generation", row.Newest.Fingerprint.Short(), "from", row.RolledBackFrom.Fingerprint.Short())
+		}
 		if row.Ordered {
 			d.log.Info("obtained", "certificate", row.Slot.String(), "generation", row.Newest.Fingerprint.Short(), "until", row.Newest.NotAfter.UTC())
 		} else if row.Outcome == cluster.Done {
@@ -37,6 +41,13 @@ func (d *Daemon) logPass(r *run, now instant, o outcome) {
 				args = append(args, "next_try", row.NextTry.UTC())
 			}
 			d.warnOnce(told, row.Slot.String()+": "+row.Error, append(args, "hint", row.Hint)...)
+		}
+	}
+	for _, rev := range o.report.Revocations {
+		if rev.Revoked {
+			d.log.Warn("revoked", "certificate", rev.Generation.Slot.String(), "generation", rev.Generation.Fingerprint.Short(), "reason", string(rev.Reason))
+		} else if r.job.Kind == distribute.Revoke { // else it is among the warnings
+			d.warnOnce(told, rev.Generation.Slot.String()+": not revoked: "+rev.Error, "outcome", string(rev.Outcome), "hint", rev.Hint)
 		}
 	}
 	for _, n := range o.report.Nodes {

@@ -177,7 +177,10 @@ func (d *Daemon) passEnded(o outcome) {
 		d.pruned(r, now, o)
 		return
 	}
-	if r.job.Kind != distribute.Sync && (r.request == nil || o.err == nil) { // else it says nothing of what is due
+	switch {
+	case r.job.Kind == distribute.Rollback || r.job.Kind == distribute.Revoke:
+		d.scheduler.wake(Asked, now) // what is due now a pass of the daemon's own finds out, and goes on where this was cut off
+	case r.job.Kind != distribute.Sync && (r.request == nil || o.err == nil): // else it says nothing of what is due
 		d.scheduler.ended(now, o.report.Next, o.err != nil)
 	}
 	d.scheduler.placed(now, allPlaced(o.report))

@@ -379,6 +379,9 @@ func TestHandler_RefusesMalformedBodies(t *testing.T) {
 		"renewal dates":  change(func(r *cluster.Records) { r.Renewals[0].Generation.NotAfter = time.Time{} }),
 		"renewal node":   change(func(r *cluster.Records) { r.Renewals[0].Node = "" }),
 		"explanation":    change(func(r *cluster.Records) { r.Renewals[0].Explanation = "javascript:alert(1)" }),
+		"revoked none":   change(func(r *cluster.Records) { r.Revocations[0].Generation.Fingerprint = cert.Fingerprint{} }),
+		"revoked why":    change(func(r *cluster.Records) { r.Revocations[0].Reason = "\x1b[2J" }),
+		"revoked tries":  change(func(r *cluster.Records) { r.Revocations[0].Tries = -1 }),
 		"thumbprint":     change(func(r *cluster.Records) { r.Accounts[0].Thumbprint = "a/b" }),
 		"no domains":     change(func(r *cluster.Records) { r.Orders[0].Domains = nil }),
 	} {

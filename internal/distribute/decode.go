@@ -157,6 +157,8 @@ func (d *decoder) recordsField(r *cluster.Records, key string) error {
 		return list(d, &r.Releases, flat(checkRelease))
 	case "renewals":
 		return list(d, &r.Renewals, flat(checkRenewal))
+	case "revocations":
+		return list(d, &r.Revocations, flat(checkRevocation))
 	}
 	return errUnknown
 }

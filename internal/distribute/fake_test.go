@@ -131,6 +131,7 @@ func (f *fakeLocal) Record(ctx context.Context, from string, r cluster.Records) 
 	f.records.Tombstones = cluster.MergeTombstones(f.records.Tombstones, r.Tombstones)
 	f.records.Releases = cluster.MergeReleases(f.records.Releases, r.Releases)
 	f.records.Renewals = cluster.MergeRenewals(f.records.Renewals, r.Renewals)
+	f.records.Revocations = cluster.MergeRevocations(f.records.Revocations, r.Revocations)
 	return nil
 }
 
@@ -248,6 +249,8 @@ func makeRecords(t testing.TB) cluster.Records {
 		Releases:   []cluster.Release{{Generation: g, Node: "proxy1", Time: at}},
 		Renewals: []cluster.RenewalInfo{{Generation: g, CertID: "aYhb.AIdl", Directory: "https://ca.test/dir", Start: at, End: at.Add(time.Minute),
 			Explanation: "https://ca.test/why", Node: "proxy1", Time: at, Revision: 2, Again: at.Add(time.Hour), Problem: "no"}},
+		Revocations: []cluster.Revocation{{Generation: g, Reason: cluster.KeyCompromise, Directory: "https://ca.test/dir", AtOnce: true, Node: "proxy1",
+			Time: at, Revision: 2, End: cluster.RevocationRefused, Tries: 1, Problem: "no", NextTry: at.Add(time.Hour)}},
 	}
 }
 

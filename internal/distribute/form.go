@@ -210,6 +210,21 @@ func checkRenewal(r cluster.RenewalInfo) error {
 	return nil
 }
 
+func checkRevocation(r cluster.Revocation) error {
+	err := firstError(
+		checkGeneration(r.Generation), checkName("node of the revocation", r.Node), checkName("reason of the revocation", string(r.Reason)),
+		checkURL("directory", r.Directory, false), checkText("end of the revocation", string(r.End), maxDomain),
+		checkText("problem", r.Problem, maxText),
+	)
+	if err == nil && r.Tries < 0 {
+		err = malformed("%d tries", r.Tries)
+	}
+	if err != nil {
+		return fmt.Errorf("revocation in %.300q: %w", r.Generation.Slot.String(), err)
+	}
+	return nil
+}
+
 // maxAddresses is how many addresses one vhid may have here; more do not fit in an advertisement that anybody sends.
 const maxAddresses = 1000
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"time"
 
+	"certsync/internal/cert"
 	"certsync/internal/cluster"
 )
 
@@ -21,6 +22,8 @@ import (
 //	POST /v1/renew   a pass
 //	POST /v1/sync    a pass that orders nothing
 //	POST /v1/prune   removes from this node what is no longer configured, of the names given or of all
+//	POST /v1/rollback  a pass on the MASTER that puts an earlier generation of the one name given back in service
+//	POST /v1/revoke    a pass on the MASTER that revokes a generation of the one name given, with a replacement first
 const (
 	pathEvent     = "/v1/event"
 	pathJobs      = "/v1/"
@@ -40,13 +43,24 @@ const (
 	Renew JobKind = "renew"
 	Sync  JobKind = "sync"
 	Prune JobKind = "prune"
+
+	Rollback JobKind = "rollback"
+	Revoke   JobKind = "revoke"
 )
 
-// Job is one pass, or a prune, that a local command asks for. The zero Job is a pass that the daemon makes by itself.
+// Job is one pass, or a prune, that a local command asks for; a rollback or a revocation is a pass. The zero Job is a pass that the daemon makes by itself.
 type Job struct {
 	Kind JobKind `json:"-"`
-	// Names are the certificates to obtain whether or not they are due; those to prune, none meaning all.
+	// Names are the certificates to obtain whether or not they are due; those to prune, none meaning all; the one to roll
+	// back or to revoke.
 	Names []string `json:"names,omitempty"`
+	// Algorithm and Generation say which generation is to be put back or revoked, see reconcile.Choice.
+	Algorithm  cert.Algorithm `json:"algorithm,omitempty"`
+	Generation string         `json:"generation,omitempty"`
+	// All, Reason and AtOnce are a revocation's, see reconcile.Revoke.
+	All    bool   `json:"all,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	AtOnce bool   `json:"at_once,omitempty"`
 }
 
 // DaemonStatus is what the daemon tells of itself.
@@ -108,7 +122,7 @@ func NewLocalHandler(actor Actor) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+pathEvent, l.event)
 	mux.HandleFunc("GET "+pathStatus, l.status)
-	for _, kind := range []JobKind{Issue, Renew, Sync, Prune} {
+	for _, kind := range []JobKind{Issue, Renew, Sync, Prune, Rollback, Revoke} {
 		mux.HandleFunc("POST "+pathJobs+string(kind), func(w http.ResponseWriter, r *http.Request) { l.job(w, r, kind) })
 	}
 	return mux

@@ -96,6 +96,25 @@ func TestALocalJobIsStreamedAndItsReportIsWhole(t *testing.T) {
 	}
 }
 
+func TestARollbackAndARevocationReachTheDaemonWhole(t *testing.T) {
+	var got Job
+	socket := serveLocal(t, NewLocalHandler(&fakeActor{do: func(_ context.Context, job Job, _ func(cluster.Progress)) (cluster.Report, error) {
+		got = job
+		return cluster.Report{}, nil
+	}}))
+	for _, job := range []Job{
+		{Kind: Rollback, Names: []string{"example.org"}, Algorithm: cert.RSA, Generation: "3f2a"},
+		{Kind: Revoke, Names: []string{"example.org"}, All: true, Reason: "keyCompromise", AtOnce: true},
+	} {
+		if _, err := NewLocalClient(socket).Do(context.Background(), job, nil); err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(got) != fmt.Sprint(job) {
+			t.Errorf("the daemon is asked for %+v, want %+v", got, job)
+		}
+	}
+}
+
 func TestALocalJobsErrorKeepsItsKindAndHint(t *testing.T) {
 	for _, sentinel := range []error{cluster.ErrNotMaster, cluster.ErrUsage, cluster.ErrBusy} {
 		socket := serveLocal(t, NewLocalHandler(&fakeActor{do: func(context.Context, Job, func(cluster.Progress)) (cluster.Report, error) {
@@ -249,7 +268,7 @@ func TestTheLocalAPIAnswersWhatItHasAndNothingElse(t *testing.T) {
 	}{
 		{"POST", "/v1/event", "", 204}, {"GET", "/v1/event", "", 405}, {"GET", "/v1/status", "", 200}, {"POST", "/v1/sync", "{}", 200},
 		{"POST", "/v1/sync", "", 200}, {"POST", "/v1/issue", "nonsense", 400}, {"POST", "/v1/issue", `{"names":["` + strings.Repeat("x", maxJob) + `"]}`, 400},
-		{"GET", "/v1/issue", "", 405}, {"POST", "/v1/revoke", "", 404}, {"GET", "/v1/inventory", "", 404}, {"GET", "/", "", 404},
+		{"GET", "/v1/issue", "", 405}, {"GET", "/v1/revoke", "", 405}, {"POST", "/v1/configure", "", 404}, {"GET", "/v1/inventory", "", 404}, {"GET", "/", "", 404},
 	} {
 		request, err := http.NewRequest(c.method, "http://certsync"+c.path, strings.NewReader(c.body))
 		if err != nil {

@@ -329,6 +329,19 @@ func (c *CA) SetRenewalInfo(leaf *x509.Certificate, body string) error {
 	return c.store.SetARIResponse(leaf.SerialNumber, body)
 }
 
+// Revoked tells whether the CA has revoked leaf, and for which reason (RFC 5280 section 5.3.1), where one was given.
+func (c *CA) Revoked(leaf *x509.Certificate) (reason uint, given, revoked bool) {
+	defer c.takeTurn()()
+	entry := c.store.GetRevokedCertificateBySerial(leaf.SerialNumber)
+	if entry == nil {
+		return 0, false, false
+	}
+	if entry.Reason == nil {
+		return 0, false, true
+	}
+	return *entry.Reason, true, true
+}
+
 // ExpireOrders lets every order that is not finalised expire now: the CA says that it is invalid from then on.
 func (c *CA) ExpireOrders() {
 	defer c.takeTurn()()

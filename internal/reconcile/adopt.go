@@ -44,7 +44,7 @@ func (p *pass) adopt(ctx context.Context) {
 	}
 	if p.adoptGenerations(ctx) {
 		for _, v := range p.peers {
-			p.take(ctx, v, cluster.Records{Releases: v.inv().Releases, Renewals: v.inv().Renewals})
+			p.take(ctx, v, cluster.Records{Releases: v.inv().Releases, Renewals: v.inv().Renewals, Revocations: v.inv().Revocations})
 		}
 	}
 	if p.seen.Role == cluster.Master {
@@ -98,6 +98,7 @@ func (p *pass) level(ctx context.Context, v *peerView) {
 	ours.Renewals = slices.DeleteFunc(slices.Clone(ours.Renewals), func(r cluster.RenewalInfo) bool {
 		return r.Node == v.Name() || !theirs.has(r.Generation) // it takes none of its own word, and none of what it lacks
 	})
+	ours.Revocations = slices.DeleteFunc(slices.Clone(ours.Revocations), func(r cluster.Revocation) bool { return !theirs.has(r.Generation) })
 	if lacking := lacks(ours, v.inv().Records, p.Now()); !reflect.DeepEqual(lacking, cluster.Records{}) {
 		p.send(ctx, v, lacking)
 	}
@@ -120,6 +121,9 @@ func lacks(ours, theirs cluster.Records, now time.Time) (out cluster.Records) {
 	}
 	if changes(cluster.MergeRenewals(theirs.Renewals, ours.Renewals), cluster.MergeRenewals(theirs.Renewals, nil)) {
 		out.Renewals = ours.Renewals
+	}
+	if changes(cluster.MergeRevocations(theirs.Revocations, ours.Revocations), cluster.MergeRevocations(theirs.Revocations, nil)) {
+		out.Revocations = ours.Revocations
 	}
 	return out
 }

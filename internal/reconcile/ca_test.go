@@ -37,9 +37,17 @@ type fakeCA struct {
 	// renewals answers for renewal information; nil: the CA gives none. asked are the identifiers that it was asked for.
 	renewals func(ctx context.Context, id string) (cluster.Suggestion, error)
 	asked    []string
-	replaced []string      // what the new orders said that they replace
+	replaced []string // what the new orders said that they replace
+	revoked  []revoked
 	lifetime time.Duration // zero: 90 days
 	behind   time.Duration // its clock, to the world's
+}
+
+// revoked is a certificate that the CA has revoked.
+type revoked struct {
+	fingerprint cert.Fingerprint
+	reason      cluster.Reason
+	account     string // who signed: the account, "" for the certificate's key
 }
 
 type caOrder struct {
@@ -189,6 +197,20 @@ func (i *issuer) RenewalInfo(ctx context.Context, id string) (cluster.Suggestion
 	}
 	i.ca.set(func() { i.ca.asked = append(i.ca.asked, id) })
 	return answer(ctx, id)
+}
+
+// Revoke implements Revoker. What is revoked a tombstone marks before, and nobody who can be asked serves it.
+func (i *issuer) Revoke(ctx context.Context, a cluster.Account, b *cert.Bundle, reason cluster.Reason) error {
+	if err := i.reach(ctx, "revoke", cluster.Order{}); err != nil {
+		return err
+	}
+	if !cluster.Revoked(i.host.records().Tombstones, b.Fingerprint()) {
+		i.ca.w.Errorf("%s revokes %s before it has a tombstone", i.host.name, b.Fingerprint().Short())
+	}
+	i.ca.mu.Lock()
+	defer i.ca.mu.Unlock()
+	i.ca.revoked = append(i.ca.revoked, revoked{b.Fingerprint(), reason, a.Thumbprint})
+	return nil
 }
 
 // enter notes that an order is driven: never two of one set of names at a time.

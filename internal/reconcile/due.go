@@ -25,6 +25,8 @@ type Facts struct {
 	Apart bool
 	// Forced tells that a person asked for a new generation, ByHand that a person asked for that or for the pass.
 	Forced, ByHand bool
+	// Condemned is the latest generation that is revoked or to be revoked; zero where none is.
+	Condemned cluster.Revocation
 	// StillDue is why the slot was found to be due in this pass, where nothing came of that; "" before.
 	StillDue string
 	// Domains and KeyType are the configuration's.
@@ -93,6 +95,8 @@ func dueByItself(f Facts) string {
 	switch {
 	case f.Order != nil:
 		return "an order is under way, at step " + f.Order.Step.String()
+	case replacementDue(f.Condemned, f.Newest) != "":
+		return replacementDue(f.Condemned, f.Newest)
 	case f.Forced:
 		return "asked for"
 	case f.StillDue != "":
@@ -204,7 +208,7 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 	base := p.surroundings()
 	for _, cand := range all {
 		cand.past = past.of(cand.slot)
-		if p.seen.Role == cluster.Master && !p.wanted.NoOrders && p.judge(ctx, &cand, know, base) {
+		if p.mayOrder(cand.slot) && p.judge(ctx, &cand, know, base) {
 			due = append(due, cand)
 		} else {
 			settled = append(settled, cand.newest)
@@ -224,13 +228,16 @@ func (p *pass) due(ctx context.Context) (due []candidate, settled []cert.Generat
 
 // knowledge is what the records say, by slot.
 type knowledge struct {
-	accounts []cluster.Account
-	orders   map[cert.Slot][]cluster.Order
-	released map[cert.Slot]cert.Generation
+	accounts    []cluster.Account
+	revocations []cluster.Revocation
+	orders      map[cert.Slot][]cluster.Order
+	released    map[cert.Slot]cert.Generation
+	condemned   map[cert.Slot]cluster.Revocation
 }
 
 func (p *pass) know(records cluster.Records) knowledge {
-	k := knowledge{accounts: records.Accounts, orders: map[cert.Slot][]cluster.Order{}, released: releasedBySlot(records)}
+	k := knowledge{accounts: records.Accounts, revocations: records.Revocations, orders: map[cert.Slot][]cluster.Order{},
+		released: releasedBySlot(records), condemned: condemnedBySlot(records.Revocations, p.Now())}
 	for _, o := range records.Orders {
 		k.orders[o.Slot] = append(k.orders[o.Slot], o)
 	}
@@ -280,7 +287,7 @@ func (p *pass) facts(ctx context.Context, c *candidate, know knowledge, base Fac
 	f := base.of(c.newest, c.past)
 	f.Domains, f.KeyType, f.Profile = c.certificate.Domains, c.keyType, c.certificate.Profile
 	f.Forced, f.ByHand, f.Wake = p.forced[c.slot.Name], p.byHand(c.slot), p.wanted.Wake
-	f.Released = know.released[c.slot]
+	f.Released, f.Condemned = know.released[c.slot], know.condemned[c.slot]
 	f.PutOff = c.past.putOff(c.newest, f.Now, f.ByHand)
 	if !c.newest.IsZero() {
 		var err error
@@ -288,7 +295,8 @@ func (p *pass) facts(ctx context.Context, c *candidate, know knowledge, base Fac
 			p.warn("generation %s of %s: %v", c.newest.Fingerprint.Short(), c.slot, err)
 		}
 	}
-	ours := orders{Settings{Certificates: []Certificate{c.certificate}}, f.Directory, cluster.Records{Accounts: know.accounts, Orders: know.orders[c.slot]}, f.Now}
+	records := cluster.Records{Accounts: know.accounts, Orders: know.orders[c.slot], Revocations: know.revocations}
+	ours := orders{Settings{Certificates: []Certificate{c.certificate}}, f.Directory, records, f.Now}
 	if o, ok := ours.toTakeUp(c.slot); ok {
 		f.Order = &o
 	}

@@ -26,6 +26,7 @@ func (p *pass) finish(ctx context.Context) cluster.Report {
 		p.warn("when to look again: %v", err)
 	}
 	p.judgeRows()
+	p.judgeRevocations(ctx)
 	p.report.End = p.Now().UTC()
 	return p.report
 }

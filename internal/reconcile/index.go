@@ -136,9 +136,12 @@ func releaseKey(r cluster.Release) cert.Slot            { return r.Generation.Sl
 
 func renewalKey(r cluster.RenewalInfo) generationKey { return keyOf(r.Generation) }
 
+func revocationKey(r cluster.Revocation) cert.Fingerprint { return r.Generation.Fingerprint }
+
 // nothingNew tells that theirs would change nothing of ours.
 func nothingNew(theirs, ours cluster.Records) bool {
 	return within(theirs.Accounts, ours.Accounts, accountKey) && within(theirs.Orders, ours.Orders, orderKey) &&
 		within(theirs.Ledger, ours.Ledger, attemptKey) && within(theirs.Tombstones, ours.Tombstones, tombstoneKey) &&
-		within(theirs.Releases, ours.Releases, releaseKey) && within(theirs.Renewals, ours.Renewals, renewalKey)
+		within(theirs.Releases, ours.Releases, releaseKey) && within(theirs.Renewals, ours.Renewals, renewalKey) &&
+		within(theirs.Revocations, ours.Revocations, revocationKey)
 }

@@ -159,7 +159,7 @@ func (s Settings) checkChain(b *cert.Bundle) error {
 }
 
 // Record merges a peer's records. Those that claim to be from the future, and keys that are not what is said of them,
-// are left out, and told in the error; the others are merged even so. A release and what a CA said of a renewal count
+// are left out, and told in the error; the others are merged even so. A release, a revocation and what a CA said of a renewal count
 // only for a generation that is held here: they are offered again. What this node heard from the CA itself no peer has
 // better.
 func (n *Node) Record(ctx context.Context, _ string, records cluster.Records) error {
@@ -173,6 +173,7 @@ func (n *Node) Record(ctx context.Context, _ string, records cluster.Records) er
 	records.Renewals = slices.DeleteFunc(slices.Clone(records.Renewals), func(r cluster.RenewalInfo) bool {
 		return r.Node == n.Settings.Node || !here.has(r.Generation)
 	})
+	records.Revocations = slices.DeleteFunc(slices.Clone(records.Revocations), func(r cluster.Revocation) bool { return !here.has(r.Generation) })
 	return errors.Join(n.Store.Merge(ctx, records), ignored)
 }
 
@@ -205,10 +206,24 @@ func credible(records cluster.Records, now time.Time) (cluster.Records, error) {
 	records.Renewals = slices.DeleteFunc(slices.Clone(records.Renewals), func(r cluster.RenewalInfo) bool {
 		return refuse(early(fmt.Sprintf("renewal information of %.300q", r.Generation.Slot.String()), r.Time))
 	})
+	records.Revocations = slices.DeleteFunc(slices.Clone(records.Revocations), func(r cluster.Revocation) bool {
+		return refuse(cmp.Or(early(r.String(), r.Time), unlikely(r, now)))
+	})
 	if count == 0 {
 		return records, nil
 	}
 	return records, fmt.Errorf("%d ignored, the first: %w", count, first)
+}
+
+// unlikely refuses what would silence a revocation: a revision that leaves no later one, a next try far away.
+func unlikely(r cluster.Revocation, now time.Time) error {
+	switch {
+	case r.Revision >= mostClaimed:
+		return fmt.Errorf("%s: revision %d", r, r.Revision)
+	case r.NextTry.After(now.Add(cluster.MaxRetryAfter)):
+		return fmt.Errorf("%s: it is to be tried again at %s", r, r.NextTry.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // Release takes the MASTER's word that generations may be activated, and activates them. A release of an earlier

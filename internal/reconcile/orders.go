@@ -25,18 +25,27 @@ func (p *pass) orders(records cluster.Records) orders {
 }
 
 // live tells whether an order will be taken up: it is open and not expired, it is what the configuration wants of its
-// slot at this CA, the key of its account is held, and no later order of the slot has led to a certificate already.
+// slot at this CA, the key of its account is held, it is not older than a revocation, and no later order of the slot has
+// led to a certificate already.
 func (s orders) live(o cluster.Order) bool {
 	c, ok := s.settings.certificate(o.Slot.Name)
 	if !ok || o.Lapsed(s.now) || o.Directory != s.directory || o.Profile != c.Profile || o.KeyType != c.keyType(o.Slot.Algorithm) ||
 		!slices.Equal(cert.NormalDomains(o.Domains), cert.NormalDomains(c.Domains)) {
 		return false
 	}
-	if _, ok := s.account(o); !ok {
+	if _, ok := s.account(o); !ok || s.condemned(o) {
 		return false
 	}
 	return !slices.ContainsFunc(s.records.Orders, func(later cluster.Order) bool {
 		return later.Slot == o.Slot && later.Directory == o.Directory && later.End == cluster.Issued && later.Created.After(o.Created)
+	})
+}
+
+// condemned tells that a certificate of the order's slot was asked to be revoked after the order was made: who has that
+// one's key may have the order's.
+func (s orders) condemned(o cluster.Order) bool {
+	return slices.ContainsFunc(s.records.Revocations, func(r cluster.Revocation) bool {
+		return r.Generation.Slot == o.Slot && r.End != cluster.RevocationGivenUp && o.Created.Before(r.Time)
 	})
 }
 

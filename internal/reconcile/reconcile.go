@@ -39,6 +39,10 @@ type Wanted struct {
 	MasterOnly bool
 	// NoOrders makes a pass that only adopts and activates, on the MASTER too (`certsync sync`).
 	NoOrders bool
+	// Rollback is what to put back in service (`certsync rollback`), nil for nothing. It goes with NoOrders.
+	Rollback *Choice
+	// Revoke is what to revoke at the CA, with a replacement first (`certsync revoke`); nil for nothing.
+	Revoke *Revoke
 	// Wake is when the caller makes the next pass, whatever the report says; zero where it makes one at Report.Next. What
 	// comes due before Wake is renewed now.
 	Wake time.Time
@@ -52,6 +56,10 @@ func (r *Reconciler) Pass(ctx context.Context, wanted Wanted) (cluster.Report, e
 		return cluster.Report{}, err
 	}
 	p.adopt(ctx)
+	if err := errors.Join(p.rollBack(ctx), p.condemn(ctx)); err != nil { // what a person asked for
+		return cluster.Report{}, cmp.Or(ended(ctx), err)
+	}
+	p.revoke(ctx, true)
 	due, settled, err := p.due(ctx)
 	if err != nil {
 		return cluster.Report{}, cmp.Or(ended(ctx), err)
@@ -67,6 +75,7 @@ func (r *Reconciler) Pass(ctx context.Context, wanted Wanted) (cluster.Report, e
 	})
 	wg.Wait()
 	p.sweep(ctx)
+	p.revoke(ctx, false)
 	return p.finish(ctx), nil
 }
 
@@ -78,6 +87,8 @@ type pass struct {
 	peers  []*peerView
 	// forced are the names to obtain now.
 	forced map[string]bool
+	// condemned are the revocations that a person asked for in this pass.
+	condemned []cluster.Revocation
 
 	account registration
 	budget  *budget

@@ -45,8 +45,8 @@ type world struct {
 	mu     sync.Mutex
 	now    time.Time
 	events []string
-	kept   map[cert.Fingerprint]cert.Generation // the first generation that each bundle was kept as
-	free   map[cert.Fingerprint]bool            // what a MASTER released
+	kept   map[cert.Fingerprint]cert.Generation // the latest generation that each bundle was kept as
+	free   generationSet                        // what a MASTER released
 	lax    bool                                 // promise 4 is not looked at: a peer that is reached does not count
 	large  bool                                 // too many certificates to look at the promises for each
 }
@@ -94,7 +94,7 @@ func newWorld(t *testing.T, n int, opts ...option) *world {
 func makeWorld(t tb, n int, open func() Store, opts ...option) *world {
 	t.Helper()
 	w := &world{tb: t, now: time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC), kept: map[cert.Fingerprint]cert.Generation{},
-		free: map[cert.Fingerprint]bool{}}
+		free: generationSet{}}
 	w.ca = newCA(t, w)
 	for i := range n {
 		h := &host{w: w, name: fmt.Sprintf("proxy%d", i+1), role: cluster.Backup, links: map[string]*link{}}
@@ -329,7 +329,7 @@ func (d *disk) Keep(ctx context.Context, k cluster.Kept) error {
 	w.event("keep %s %s", d.host.name, k.Generation.Slot)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.kept[k.Generation.Fingerprint]; !ok {
+	if k.Generation.Newer(w.kept[k.Generation.Fingerprint]) {
 		w.kept[k.Generation.Fingerprint] = k.Generation
 	}
 	return nil
@@ -445,13 +445,15 @@ func (m *memory) Records(context.Context) (cluster.Records, error) {
 func (m *memory) Merge(_ context.Context, r cluster.Records) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	tombstones := cluster.MergeTombstones(m.records.Tombstones, r.Tombstones)
 	m.records = cluster.Records{
-		Accounts:   cluster.MergeAccounts(m.records.Accounts, r.Accounts),
-		Orders:     slices.DeleteFunc(cluster.MergeOrders(m.records.Orders, r.Orders), func(o cluster.Order) bool { return o.Forgotten(m.now()) }),
-		Ledger:     cluster.MergeLedger(m.records.Ledger, r.Ledger, m.now()),
-		Tombstones: cluster.MergeTombstones(m.records.Tombstones, r.Tombstones),
-		Releases:   cluster.MergeReleases(m.records.Releases, r.Releases),
-		Renewals:   cluster.MergeRenewals(m.records.Renewals, r.Renewals),
+		Accounts:    cluster.MergeAccounts(m.records.Accounts, r.Accounts),
+		Orders:      slices.DeleteFunc(cluster.MergeOrders(m.records.Orders, r.Orders), func(o cluster.Order) bool { return o.Forgotten(m.now()) }),
+		Ledger:      cluster.MergeLedger(m.records.Ledger, r.Ledger, m.now()),
+		Tombstones:  tombstones,
+		Releases:    cluster.MergeReleases(cluster.SoundReleases(m.records.Releases, tombstones), cluster.SoundReleases(r.Releases, tombstones)),
+		Renewals:    cluster.MergeRenewals(m.records.Renewals, r.Renewals),
+		Revocations: cluster.MergeRevocations(m.records.Revocations, r.Revocations),
 	}
 	return nil
 }
@@ -609,7 +611,7 @@ func (p *fakeProxy) replace(where map[cert.Slot]*cert.Bundle, t cluster.Target) 
 		w.mu.Lock()
 		was, is := w.kept[old.Fingerprint()], w.kept[t.Bundle.Fingerprint()]
 		w.mu.Unlock()
-		if was.Newer(is) {
+		if was.Newer(is) && !cluster.Revoked(p.host.records().Tombstones, old.Fingerprint()) {
 			w.Errorf("%s went back from generation %d (%s) to %d (%s) in HAProxy", p.host.name, was.Sequence, was.Fingerprint.Short(), is.Sequence, is.Fingerprint.Short())
 		}
 	}
@@ -642,8 +644,8 @@ func (w *world) everywhereFirst(h *host, r cluster.Release) {
 		return
 	}
 	w.mu.Lock()
-	again := w.free[r.Generation.Fingerprint]
-	w.free[r.Generation.Fingerprint] = true
+	again := w.free.has(r.Generation)
+	w.free[keyOf(r.Generation)] = true
 	w.mu.Unlock()
 	if again {
 		return // it may come back with the records of a peer
@@ -662,7 +664,7 @@ func (w *world) everywhereFirst(h *host, r cluster.Release) {
 func (w *world) released(h *host, t cluster.Target) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.free[t.Bundle.Fingerprint()] {
+	if !w.free.has(t.Generation) {
 		w.Errorf("%s activates %s, which nobody released", h.name, t.Slot)
 	}
 }

@@ -1,5 +1,5 @@
 // Package store is the node's durable state: the generations, and the records that nodes replicate (accounts, orders,
-// ledger, tombstones, releases, renewals), as files under state_dir that several certsync processes of the machine read and
+// ledger, tombstones, releases, renewals, revocations), as files under state_dir that several certsync processes of the machine read and
 // change at once. It is floor 1 of the house. Use it through reconcile's interface Store; the daemon and the commands
 // that change something also take its actor lock.
 //
@@ -8,7 +8,7 @@
 //	generations/NAME/ALGORITHM/SEQUENCE-NOTBEFORE-NOTAFTER-FINGERPRINT.pem
 //	accounts/THUMBPRINT-DIRECTORY.json      DIRECTORY is a hash of the CA's URL
 //	orders/ID.json
-//	ledger.json, tombstones.json, releases.json, renewals.json
+//	ledger.json, tombstones.json, releases.json, renewals.json, revocations.json
 //	tmp/                        files being written; what a kill left there goes at the next change
 //	aside/                      files that were not what they should be, for a person to look at
 //

@@ -92,6 +92,7 @@ func TestAMergeKilledAnywhereLeavesWholeFilesAndIsTakenUpAgain(t *testing.T) {
 	second.Ledger[0].End = cluster.Issued
 	second.Accounts = nil
 	second.Renewals[0].Generation, second.Renewals[0].Revision = first.Renewals[0].Generation, 2
+	second.Revocations[0].Generation, second.Revocations[0].Revision = first.Revocations[0].Generation, 2
 	file := filepath.Join(t.TempDir(), "records.json")
 	if err := os.WriteFile(file, []byte(asJSON(t, second)), 0o600); err != nil {
 		t.Fatal(err)
@@ -100,7 +101,7 @@ func TestAMergeKilledAnywhereLeavesWholeFilesAndIsTakenUpAgain(t *testing.T) {
 	merge(t, whole, first)
 	merge(t, whole, second)
 	want := asJSON(t, records(t, whole))
-	const writes = 5 // tombstones, ledger, order, releases, renewals
+	const writes = 6 // tombstones, revocations, ledger, order, releases, renewals
 	for n := 1; n <= writes; n++ {
 		for _, place := range places {
 			point := fmt.Sprintf("%s#%d", place, n)

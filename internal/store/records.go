@@ -41,11 +41,13 @@ type held struct {
 	tombstones list[cluster.Tombstone]
 	releases   list[cluster.Release]
 	renewals   list[cluster.RenewalInfo]
+
+	revocations list[cluster.Revocation]
 }
 
 func (h held) records() cluster.Records {
 	return cluster.Records{Accounts: h.accounts, Orders: h.orders, Ledger: h.ledger.items, Tombstones: h.tombstones.items,
-		Releases: h.releases.items, Renewals: h.renewals.items}
+		Releases: h.releases.items, Renewals: h.renewals.items, Revocations: h.revocations.items}
 }
 
 func (s *Store) readRecords(ctx context.Context) (held, []finding, error) {
@@ -80,6 +82,10 @@ func (s *Store) readLists(ctx context.Context) (h held, found []finding, err err
 		},
 		func() (f []finding, err error) {
 			h.renewals, f, err = readList[cluster.RenewalInfo](s, renewalsName)
+			return f, err
+		},
+		func() (f []finding, err error) {
+			h.revocations, f, err = readList[cluster.Revocation](s, revocationsName)
 			return f, err
 		},
 	}
@@ -376,13 +382,16 @@ func (s *Store) vetReleases(have, in []cluster.Release) (good []cluster.Release,
 // join is what have and in are together at now.
 func join(have, in cluster.Records, now time.Time) cluster.Records {
 	orders := slices.DeleteFunc(cluster.MergeOrders(have.Orders, in.Orders), func(o cluster.Order) bool { return o.Forgotten(now) })
+	tombstones := cluster.MergeTombstones(have.Tombstones, in.Tombstones)
 	return cluster.Records{
 		Accounts:   neededAccounts(cluster.MergeAccounts(have.Accounts, in.Accounts), orders),
 		Orders:     orders,
 		Ledger:     joinLedgers(have.Ledger, in.Ledger, now),
-		Tombstones: cluster.MergeTombstones(have.Tombstones, in.Tombstones),
-		Releases:   cluster.MergeReleases(have.Releases, in.Releases),
+		Tombstones: tombstones,
+		Releases:   cluster.MergeReleases(cluster.SoundReleases(have.Releases, tombstones), cluster.SoundReleases(in.Releases, tombstones)),
 		Renewals:   joinRenewals(have, in, now),
+		Revocations: slices.DeleteFunc(cluster.MergeRevocations(have.Revocations, in.Revocations),
+			func(r cluster.Revocation) bool { return r.Forgotten(now) }),
 	}
 }
 
@@ -431,6 +440,9 @@ func neededAccounts(all []cluster.Account, orders []cluster.Order) []cluster.Acc
 // wrote it may have been killed before it was durable.
 func (s *Store) writeRecords(have held, want, in cluster.Records) error {
 	if err := writeList(s, tombstonesName, have.tombstones, want.Tombstones, len(in.Tombstones) > 0); err != nil {
+		return err
+	}
+	if err := writeList(s, revocationsName, have.revocations, want.Revocations, len(in.Revocations) > 0); err != nil {
 		return err
 	}
 	if err := writeFolder(s, accountsName, have.accounts, want.Accounts, accountFile, len(in.Accounts) > 0); err != nil {

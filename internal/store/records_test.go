@@ -61,6 +61,7 @@ func TestTheSameRecordsTwiceWriteNothing(t *testing.T) {
 	r.Tombstones[0].Time = r.Tombstones[0].Time.In(zone)
 	r.Releases[0].Time = r.Releases[0].Time.In(zone)
 	r.Renewals[0].Time, r.Renewals[0].Again = r.Renewals[0].Time.In(zone), r.Renewals[0].Again.In(zone)
+	r.Revocations[0].Time = r.Revocations[0].Time.In(zone)
 	merge(t, open(t, s.dir), r)
 	after := files(t, s.dir)
 	for _, m := range []map[string]string{before, after} {
@@ -312,9 +313,14 @@ func TestHostileRecordsAreRefusedAndTheOthersMerged(t *testing.T) {
 		"a renewal with a long tale":        func(r *cluster.Records) { r.Renewals[0].Problem = strings.Repeat("x", 1<<20) },
 		"a renewal of the future":           func(r *cluster.Records) { r.Renewals[0].Time = future },
 		"a renewal of a hidden name":        func(r *cluster.Records) { r.Renewals[0].Generation.Name = ".x" },
+		"a revocation of nothing":           func(r *cluster.Records) { r.Revocations[0].Generation.Fingerprint = cert.Fingerprint{} },
+		"a revocation with a long tale":     func(r *cluster.Records) { r.Revocations[0].Problem = strings.Repeat("x", 1<<20) },
+		"a revocation of the future":        func(r *cluster.Records) { r.Revocations[0].Time = future },
+		"a revocation of a hidden name":     func(r *cluster.Records) { r.Revocations[0].Generation.Name = ".x" },
+		"a revocation for no reason":        func(r *cluster.Records) { r.Revocations[0].Reason = "" },
 	}
 	count := func(r cluster.Records) int {
-		return len(r.Accounts) + len(r.Orders) + len(r.Ledger) + len(r.Tombstones) + len(r.Releases) + len(r.Renewals)
+		return len(r.Accounts) + len(r.Orders) + len(r.Ledger) + len(r.Tombstones) + len(r.Releases) + len(r.Renewals) + len(r.Revocations)
 	}
 	for what, f := range change {
 		s := fresh(t)
@@ -324,8 +330,8 @@ func TestHostileRecordsAreRefusedAndTheOthersMerged(t *testing.T) {
 		if err := s.Merge(t.Context(), r); err == nil || strings.Contains(err.Error(), "PRIVATE") || len(err.Error()) > 1000 {
 			t.Errorf("%s: error %v", what, err)
 		}
-		if n := count(records(t, s)); n != 5 {
-			t.Errorf("%s: %d records are held, want the other 5", what, n)
+		if n := count(records(t, s)); n != 6 {
+			t.Errorf("%s: %d records are held, want the other 6", what, n)
 		}
 	}
 }

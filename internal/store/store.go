@@ -43,6 +43,7 @@ const (
 	tombstonesName  = "tombstones.json"
 	releasesName    = "releases.json"
 	renewalsName    = "renewals.json"
+	revocationsName = "revocations.json"
 )
 
 // Options of Open. The zero value is fit for use.

@@ -164,7 +164,9 @@ func allRecords(t testing.TB) cluster.Records {
 		Tombstones: []cluster.Tombstone{{Fingerprint: issue(t, "x", 1, testNow).Generation.Fingerprint, Name: "x", Time: testNow, Reason: "keyCompromise"}},
 		Releases:   []cluster.Release{{Generation: k.Generation, Node: "proxy1", Time: testNow}},
 		Renewals: []cluster.RenewalInfo{{Generation: k.Generation, CertID: "aYhb.AIdl", Directory: a.Directory, Start: testNow, End: testNow.Add(time.Hour),
-			Node: "proxy1", Time: testNow, Revision: 1, Again: testNow.Add(6 * time.Hour)}}}
+			Node: "proxy1", Time: testNow, Revision: 1, Again: testNow.Add(6 * time.Hour)}},
+		Revocations: []cluster.Revocation{{Generation: k.Generation, Reason: cluster.KeyCompromise, Directory: a.Directory, Node: "proxy1",
+			Time: testNow, Revision: 1}}}
 }
 
 // files lists every file and folder under dir with what identifies a version of it.

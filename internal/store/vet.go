@@ -21,6 +21,7 @@ func vet(in cluster.Records, now time.Time) (good cluster.Records, refused []err
 	good.Tombstones = pick(in.Tombstones, &refused, vetTombstone)
 	good.Releases = pick(in.Releases, &refused, vetRelease)
 	good.Renewals = pick(in.Renewals, &refused, func(r cluster.RenewalInfo) error { return vetRenewal(r, latest) })
+	good.Revocations = pick(in.Revocations, &refused, func(r cluster.Revocation) error { return vetRevocation(r, latest) })
 	return good, refused
 }
 
@@ -110,6 +111,22 @@ func vetRenewal(r cluster.RenewalInfo, latest time.Time) error {
 	}
 	if err := vetTime(r.Time, latest); err != nil {
 		return fmt.Errorf("renewal information of %s: %w", r.Generation.Slot, err)
+	}
+	return nil
+}
+
+func vetRevocation(r cluster.Revocation, latest time.Time) error {
+	if r.Generation.IsZero() {
+		return errors.New("revocation of no generation")
+	}
+	if err := checkSlot(r.Generation.Slot); err != nil {
+		return fmt.Errorf("revocation: %w", err)
+	}
+	if _, ok := r.Reason.Code(); !ok || len(r.Node) > maxName || len(r.Directory)+len(r.Problem) > maxText {
+		return fmt.Errorf("revocation of %s: an unknown reason, or texts of more than %d bytes", r.Generation.Slot, maxText)
+	}
+	if err := vetTime(r.Time, latest); err != nil {
+		return fmt.Errorf("revocation of %s: %w", r.Generation.Slot, err)
 	}
 	return nil
 }
