@@ -96,6 +96,7 @@ func (s *session) failed(ctx context.Context, op, url string, err error) error {
 // problemFailure tells a problem document and its subproblems, and when the CA allows another try.
 func problemFailure(op string, p *acme.ProblemDetails, retryAfter string, now time.Time) *cluster.IssueError {
 	err := issueError(op+": "+describeProblem(p), p, problemHint(p))
+	err.Throttled = p.HTTPStatus == http.StatusTooManyRequests || p.Type == rateLimited
 	if p.HTTPStatus != http.StatusTooManyRequests && p.HTTPStatus != http.StatusServiceUnavailable && p.Type != rateLimited {
 		return err
 	}

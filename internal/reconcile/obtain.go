@@ -30,7 +30,9 @@ const (
 // could be had, the newest there was. Everything that it does at the CA is on disk, here and at the reachable peers,
 // before it is done.
 func (p *pass) obtain(ctx context.Context, c candidate) cert.Generation {
+	begun := p.pace.begun()
 	kept, resumed, err := p.order(ctx, c)
+	p.heed(begun, !kept.IsZero(), err)
 	p.row(c.slot, func(row *cluster.CertificateReport) {
 		row.Resumed = resumed
 		if !kept.IsZero() {
