@@ -174,6 +174,9 @@ func networkFailure(op string, err error) *cluster.IssueError {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		hint = "set acme.ca_file to the root of a private CA"
 	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		hint = "compare this host's clock first (`date`, ntpd); where it is right, the CA's own certificate is not valid"
+	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		hint = "check the host name in acme.directory and this host's resolver"
 	}

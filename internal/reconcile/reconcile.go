@@ -83,6 +83,10 @@ type pass struct {
 
 	account registration
 	budget  *budget
+	// clockTurn guards clockAsked, that the CA was asked for its time, and clockErr, what kept it from telling.
+	clockTurn  sync.Mutex
+	clockAsked bool
+	clockErr   error
 
 	mu         sync.Mutex
 	report     cluster.Report
