@@ -236,8 +236,8 @@ var (
 )
 
 // concurrently runs the candidates side by side, at most Settings.Concurrency at once, and fewer where the CA or the DNS
-// provider asked for that; those of one set of identifiers
-// one after the other, because a CA hands the same pending order out for the same set again.
+// provider asked for that; those of one set of identifiers one after the other, because a CA hands the same pending order
+// out for the same set again.
 func (p *pass) concurrently(due []candidate, do func(candidate)) {
 	groups := map[string][]candidate{}
 	var order []string
