@@ -48,6 +48,9 @@ func checkFiles(cfg *config.Config) error {
 	if _, err := roots(cfg.ACME.CAFile); err != nil {
 		errs = append(errs, err)
 	}
+	if err := checkDemotion(cfg); err != nil {
+		errs = append(errs, err)
+	}
 	seen := map[string]bool{}
 	for _, c := range cfg.Certificates {
 		if !seen[c.DNS.Provider] {

@@ -79,6 +79,10 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 	if err != nil {
 		return nil, err
 	}
+	demoter, err := w.demoter()
+	if err != nil {
+		return nil, err
+	}
 	s := &daemon.Site{Node: w.node.Settings.Node, StateDir: w.config.StateDir, RunDir: w.config.RunDir, Schedule: schedule,
 		Watched: w.watched(configPath),
 		Lock:    func(ctx context.Context) (func(), error) { return w.store.LockActor(ctx, "run") },
@@ -88,7 +92,8 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 			}
 			return r.Pass(ctx, wantedOf(job))
 		},
-		Status: w.statuses, WatchRole: w.roles.Watch, WakeRole: w.wakeRole, Answers: w.answers, PeerAPI: w.handler(), Close: w.close}
+		Status: w.statuses, WatchRole: w.roles.Watch, WakeRole: w.wakeRole, Answers: w.answers, PeerAPI: w.handler(), Close: w.close,
+		Demoter: demoter, DemoteUnready: w.config.CARP.DemoteUnready}
 	for _, p := range w.peers {
 		s.Peers = append(s.Peers, p.Name())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"certsync/internal/cert"
 	"certsync/internal/cluster"
 	"certsync/internal/config"
+	"certsync/internal/daemon"
 	"certsync/internal/distribute"
 	"certsync/internal/fileid"
 	"certsync/internal/haproxy"
@@ -36,6 +38,7 @@ var (
 	_ roles            = (*carp.Static)(nil)
 	_ roles            = (*carp.Auto)(nil)
 	_ distribute.Local = (*reconcile.Node)(nil)
+	_ daemon.Demoter   = (*carp.Demotion)(nil)
 )
 
 var _ reconcile.Revoker = (*acme.Client)(nil) // which is optional
@@ -176,6 +179,31 @@ func (w *wiring) wireRoles(self config.Node, configPath string) error {
 	w.roles, w.node.Roles = auto, auto
 	w.closers = append(w.closers, auto.Close)
 	return nil
+}
+
+// demoter changes CARP's demotion of this node; nil where the system has none.
+func (w *wiring) demoter() (daemon.Demoter, error) {
+	kernel, err := carp.SystemKernel()
+	switch {
+	case errors.Is(err, errors.ErrUnsupported) && !w.config.CARP.DemoteUnready:
+		return nil, nil
+	case err != nil:
+		return nil, checkDemotion(w.config)
+	}
+	return carp.NewDemotion(carp.DemotionConfig{Kernel: kernel, File: filepath.Join(w.config.StateDir, "demotion.json")}), nil
+}
+
+// checkDemotion refuses what the system cannot do.
+func checkDemotion(cfg *config.Config) error {
+	if !cfg.CARP.DemoteUnready {
+		return nil
+	}
+	_, err := carp.SystemKernel()
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = cluster.WithHint(cluster.Usage(fmt.Errorf("carp.demote_unready: only FreeBSD has a demotion: %w", err)),
+			"set carp.demote_unready to false")
+	}
+	return err
 }
 
 // specsOf are the vhids as this node is to look for them.

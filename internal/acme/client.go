@@ -103,6 +103,7 @@ type Client struct {
 	transport *http.Transport
 	directory directoryCache
 	names     nameTurns
+	clock     caClock
 
 	mu         sync.Mutex
 	presenters map[presenterKey]*presenter
@@ -202,6 +203,9 @@ func (c *Client) Directory() string { return c.cfg.Directory }
 // Close drops the idle connections.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
+// hear takes what every answer tells.
+func (c *Client) hear(r *http.Response) { c.clock.hear(r.Header, c.cfg.Now(), thisMoment()) }
+
 func (c *Client) say(slot cert.Slot, format string, args ...any) {
 	c.cfg.Progress(cluster.Progress{Slot: slot, Step: "obtain", Message: oneLine(fmt.Sprintf(format, args...))})
 }
@@ -222,7 +226,7 @@ func (c *Client) open(ctx context.Context, kid string, key crypto.Signer) (*sess
 	if err != nil {
 		return nil, err
 	}
-	bound := &boundTransport{ctx: ctx, base: c.transport, timeout: c.cfg.Timeout, directory: c.cfg.Directory, body: dir.body,
+	bound := &boundTransport{ctx: ctx, base: c.transport, timeout: c.cfg.Timeout, directory: c.cfg.Directory, body: dir.body, hear: c.hear,
 		results: map[string]result{}}
 	core, err := api.New(&http.Client{Transport: bound, CheckRedirect: noRedirect}, c.cfg.UserAgent, c.cfg.Directory, kid, key)
 	if err != nil {

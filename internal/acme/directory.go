@@ -77,6 +77,9 @@ func (c *Client) get(ctx context.Context, op, address string, now time.Time) ([]
 	response, err := readWithin(ctx, c.cfg.Timeout, func(ctx context.Context) (*http.Response, error) {
 		return c.transport.RoundTrip(request.Clone(ctx))
 	})
+	if err == nil {
+		c.hear(response)
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, nil, fmt.Errorf("%s: %w", op, contextError(ctx))

@@ -96,6 +96,7 @@ func (s *session) failed(ctx context.Context, op, url string, err error) error {
 // problemFailure tells a problem document and its subproblems, and when the CA allows another try.
 func problemFailure(op string, p *acme.ProblemDetails, retryAfter string, now time.Time) *cluster.IssueError {
 	err := issueError(op+": "+describeProblem(p), p, problemHint(p))
+	err.Throttled = p.HTTPStatus == http.StatusTooManyRequests || p.Type == rateLimited
 	if p.HTTPStatus != http.StatusTooManyRequests && p.HTTPStatus != http.StatusServiceUnavailable && p.Type != rateLimited {
 		return err
 	}
@@ -172,6 +173,9 @@ func networkFailure(op string, err error) *cluster.IssueError {
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		hint = "set acme.ca_file to the root of a private CA"
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		hint = "compare this host's clock first (`date`, ntpd); where it is right, the CA's own certificate is not valid"
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		hint = "check the host name in acme.directory and this host's resolver"

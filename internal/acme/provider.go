@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -121,13 +122,26 @@ func (c *Client) do(ctx context.Context, p *presenter, cfg DNSConfig, op string,
 	select {
 	case err := <-done:
 		if err != nil {
-			return issueError(redact(op+": "+err.Error(), p.env), nil, "check the credentials in dns.env_file and what they may change")
+			return providerError(redact(op+": "+err.Error(), p.env))
 		}
 		return nil
 	case <-limited.Done():
 		c.drop(p)
 		return hungError{gaveUp(ctx, op, cfg)}
 	}
+}
+
+// throttling is how the providers of lego tell that they are asked too often: each in words of its own.
+var throttling = regexp.MustCompile(`(?i)\b(status|code|http)[^0-9a-z]{0,12}429\b|\b429 too many|too many requests|rate.?limit|throttl`)
+
+// providerError is what a provider said.
+func providerError(text string) error {
+	if !throttling.MatchString(text) {
+		return issueError(text, nil, "check the credentials in dns.env_file and what they may change")
+	}
+	err := issueError(text, nil, "the DNS provider limits how often it is asked: lower renew.concurrency, or ask it for more")
+	err.Throttled = true
+	return err
 }
 
 // gaveUp is why a call of a provider was not waited for any longer: its deadline, or ctx.

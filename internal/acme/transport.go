@@ -28,6 +28,8 @@ type boundTransport struct {
 	// directory is answered with body, which was fetched before.
 	directory string
 	body      []byte
+	// hear is told of each answer; it may be nil.
+	hear func(*http.Response)
 	// replaced tells that the CA answered alreadyReplaced.
 	replaced atomic.Bool
 
@@ -51,6 +53,9 @@ func (t *boundTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	response, err := t.exchange(r)
 	res := result{err: err}
 	if err == nil {
+		if t.hear != nil {
+			t.hear(response)
+		}
 		res.retryAfter = response.Header.Get("Retry-After")
 		if response.StatusCode >= http.StatusBadRequest {
 			res.problem, err = normalProblem(response)

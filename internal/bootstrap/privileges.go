@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"certsync/internal/bootstrap/sysfile"
+	"certsync/internal/carp"
 )
 
 // The files of doas(1) and sudo(8) from ports; neither is in FreeBSD's base.
@@ -20,9 +21,6 @@ const (
 	haproxyIn = "/usr/local/sbin/haproxy"
 )
 
-// demotionStep is what a node that is not ready adds to net.inet.carp.demotion, and takes away again.
-const demotionStep = 240
-
 // rootCommands are the command lines that the service may run as root: these, to the letter, and no other.
 func (s Settings) rootCommands() [][]string {
 	var out [][]string
@@ -32,8 +30,9 @@ func (s Settings) rootCommands() [][]string {
 		}
 	}
 	out = append(out, []string{"/usr/sbin/service", "haproxy", "reload"})
-	for _, sign := range []string{"", "-"} {
-		out = append(out, []string{"/sbin/sysctl", fmt.Sprintf("net.inet.carp.demotion=%s%d", sign, demotionStep)})
+	if s.DemoteUnready {
+		raise, giveBack := carp.DemotionCommands()
+		out = append(out, raise, giveBack)
 	}
 	return out
 }
@@ -72,8 +71,12 @@ func (p *planner) privileges(context.Context) error {
 		}
 	}
 	if !hasDoas && !hasSudo {
-		p.add(Step{Name: "rules for root", State: Note, Found: "neither doas nor sudo is installed",
-			Why: "without one certsync cannot check or reload HAProxy, and the demotion is not its to set", Mend: "pkg install doas, and run it again"})
+		why := "without one certsync cannot check or reload HAProxy"
+		if p.set.DemoteUnready {
+			why += ", and the demotion is not its to set"
+		}
+		p.add(Step{Name: "rules for root", State: Note, Found: "neither doas nor sudo is installed", Why: why,
+			Mend: "pkg install doas, and run it again"})
 	}
 	return nil
 }

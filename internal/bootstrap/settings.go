@@ -14,6 +14,8 @@ type Settings struct {
 	VHIDs []VHID
 	// Preempt is net.inet.carp.preempt.
 	Preempt bool
+	// DemoteUnready lets the service write net.inet.carp.demotion.
+	DemoteUnready bool
 	// Others are the addresses of the other nodes, whose advertisements are ours.
 	Others []netip.Addr
 	// Own are the addresses of this node.
@@ -45,7 +47,7 @@ type HAProxy struct {
 // SettingsOf reads the settings of node from a configuration whose file is at path.
 func SettingsOf(c *config.Config, node config.Node, path string) Settings {
 	s := Settings{
-		Node: node.Name, Preempt: c.CARP.Preempt, User: c.SSH.User,
+		Node: node.Name, Preempt: c.CARP.Preempt, DemoteUnready: c.CARP.DemoteUnready, User: c.SSH.User,
 		ConfigDir: filepath.Dir(path), StateDir: c.StateDir, RunDir: c.RunDir,
 	}
 	for _, v := range c.VHIDsOf(node) {

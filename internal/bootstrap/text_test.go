@@ -216,3 +216,27 @@ func TestTheConfigurationGivesTheSettings(t *testing.T) {
 		t.Errorf("own %v, others %v", s.Own, s.Others)
 	}
 }
+
+func TestOnlyWhoMayDemoteGetsTheRulesForIt(t *testing.T) {
+	set := settings("em0")
+	for _, demote := range []bool{true, false} {
+		set.DemoteUnready = demote
+		text := sudoersText(set)
+		for _, argv := range set.rootCommands() {
+			text += doasRule(set.User, argv) + "\n"
+		}
+		for _, line := range []string{
+			`certsync ALL=(root) NOPASSWD: /sbin/sysctl net.inet.carp.demotion\=240` + "\n",
+			`certsync ALL=(root) NOPASSWD: /sbin/sysctl net.inet.carp.demotion\=-240` + "\n",
+			"permit nopass certsync as root cmd /sbin/sysctl args net.inet.carp.demotion=240\n",
+			"permit nopass certsync as root cmd /sbin/sysctl args net.inet.carp.demotion=-240\n",
+		} {
+			if strings.Contains(text, line) != demote {
+				t.Errorf("demote_unready %t: %q in\n%s", demote, line, text)
+			}
+		}
+		if n := strings.Count(text, "sysctl"); n != map[bool]int{true: 4, false: 0}[demote] {
+			t.Errorf("demote_unready %t: %d lines of sysctl in\n%s", demote, n, text)
+		}
+	}
+}

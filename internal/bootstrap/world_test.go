@@ -123,7 +123,7 @@ func (w *world) read(name string) string {
 // settings are the two vhids of the tests, one for each family.
 func settings(iface string) Settings {
 	return Settings{
-		Node: "proxy1", Preempt: true, User: "certsync",
+		Node: "proxy1", Preempt: true, DemoteUnready: true, User: "certsync",
 		VHIDs: []VHID{
 			{Interface: iface, ID: 1, AdvBase: 1, AdvSkew: 100, PasswordFile: "/usr/local/etc/certsync/carp.pass",
 				Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/32")}},

@@ -12,6 +12,8 @@ import (
 type Kernel struct {
 	// Release is kern.osreldate, such as 1302001 for 13.2 (porter's handbook, FreeBSD versions).
 	Release func() (int, error)
+	// Boot tells this run of the kernel from others.
+	Boot func() (Boot, error)
 	// Jail tells whether this process runs in a jail, and whether in one with a network stack of its own (VNET).
 	Jail func() (Jail, error)
 	// SecureLevel is kern.securelevel (security(7)); above 0 no module can be loaded.

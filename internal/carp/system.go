@@ -35,6 +35,7 @@ type calls struct {
 func (c *calls) kernel() *Kernel {
 	return &Kernel{
 		Release:       func() (int, error) { return c.sysctlInt("kern.osreldate") },
+		Boot:          c.boot,
 		Jail:          c.jail,
 		SecureLevel:   func() (int, error) { return c.sysctlInt("kern.securelevel") },
 		ModuleLoaded:  c.moduleLoaded,

@@ -24,6 +24,8 @@ type box struct {
 	loaded, root  bool
 	noFile        errno // what kldload says instead of loading
 	jail          Jail
+	boot          []byte // kern.boot_id; nil where the kernel has none
+	booted        time.Time
 	level         int
 	sysctls       map[string]int32
 	ifaces        map[string]bool // true for those that can have CARP
@@ -38,7 +40,7 @@ type box struct {
 
 func newBox(t testing.TB) *box {
 	return &box{
-		t: t, netlink: true, inet: true, loaded: true, root: true, level: -1,
+		t: t, netlink: true, inet: true, loaded: true, root: true, level: -1, booted: time.Unix(1, 0),
 		sysctls:   map[string]int32{"kern.osreldate": 1501502, "net.inet.carp.preempt": 0, "net.inet.carp.demotion": 0, "net.inet.carp.log": 1},
 		ifaces:    map[string]bool{"em0": true, "lo0": false},
 		vhids:     map[string]map[int]State{},
@@ -88,9 +90,27 @@ func (b *box) kldload(name string) error {
 	return nil
 }
 
+// bootSysctl answers what is not an int.
+func (b *box) bootSysctl(name string, old []byte) (done bool, n int, err error) {
+	switch {
+	case name == "kern.boot_id" && b.boot == nil:
+		return true, 0, enoent
+	case name == "kern.boot_id":
+		return true, copy(old, b.boot), nil
+	case name == "kern.boottime":
+		value := binary.LittleEndian.AppendUint64(nil, uint64(b.booted.Unix()))
+		value = binary.LittleEndian.AppendUint64(value, uint64(b.booted.Nanosecond()/1000))
+		return true, copy(old, value), nil
+	}
+	return false, 0, nil
+}
+
 func (b *box) sysctl(name string, old, value []byte) (int, error) {
 	truth := map[bool]int32{true: 1}
 	special := map[string]int32{"kern.securelevel": int32(b.level), "security.jail.jailed": truth[b.jail.Jailed], "security.jail.vnet": truth[b.jail.VNET]}
+	if done, n, err := b.bootSysctl(name, old); done {
+		return n, err
+	}
 	v, ok := b.sysctls[name]
 	if s, is := special[name]; is {
 		v, ok = s, true

@@ -295,7 +295,7 @@ func (c *comparison) host(node string) {
 		}
 		c.add(Finding{Kind: Demoted, Warning: true, Nodes: []string{node},
 			Error: fmt.Sprintf("%s: its demotion is %d, not 0: %s", node, *view.Demotion, effect),
-			Hint:  fmt.Sprintf("find out why (an interface that is down counts 240); what was written is taken back by `sysctl net.inet.carp.demotion=%d`", -*view.Demotion)})
+			Hint:  fmt.Sprintf("find out why (an interface that is down counts 240, and so does carp.demote_unready while the node is not ready); what was written is taken back by `sysctl net.inet.carp.demotion=%d`", -*view.Demotion)})
 	}
 }
 

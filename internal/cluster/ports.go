@@ -23,6 +23,8 @@ type IssueError struct {
 	NextTry time.Time
 	// RetryAfter tells that NextTry comes from a Retry-After header.
 	RetryAfter bool
+	// Throttled tells that they said that they are asked too often (HTTP 429, rateLimited): fewer at a time may be right.
+	Throttled bool
 	// Hint is the mend, or "".
 	Hint string
 	Err  error

@@ -18,6 +18,9 @@ type CARP struct {
 	Settle time.Duration `yaml:"settle"`
 	// Preempt tells bootstrap to let the node with the lower advskew take over again when it comes back.
 	Preempt bool `yaml:"preempt"`
+	// DemoteUnready has CARP put a node that is not ready behind the others, while another is ready, and a node that has
+	// just been booted until it has asked the others.
+	DemoteUnready bool `yaml:"demote_unready"`
 	// VHIDs are the virtual hosts; the first decides the role. See VHIDsOf.
 	VHIDs []VHID `yaml:"vhids"`
 }
@@ -87,6 +90,12 @@ func (d *decoder) carp(c *Config) {
 		d.failf("carp.role", "%.80q: not auto or static:NODE", c.CARP.Role)
 	case d.isNoNode(c, node):
 		d.failf("carp.role", "%.80q: not one of the nodes (%s)", node, c.nodeNames())
+	}
+	switch {
+	case c.CARP.DemoteUnready && static:
+		d.failf("carp.demote_unready", "true with role %.80q: there is no CARP to demote a node in", c.CARP.Role)
+	case c.CARP.DemoteUnready && !c.CARP.Preempt:
+		d.failf("carp.demote_unready", "true with preempt off: the others leave a demoted MASTER where it is; turn preempt on")
 	}
 	d.between("carp.settle", c.CARP.Settle, 0, 5*time.Minute)
 	d.vhids(c)

@@ -135,7 +135,7 @@ run_dir: /r
 		{c.SSH, SSH{"cs", "/k", "/h"}},
 		{c.Renew.Concurrency, 7},
 		{c.StateDir, "/s"}, {c.RunDir, "/r"},
-		{c.CARP, CARP{"static:c", 500 * time.Millisecond, false, []VHID{
+		{c.CARP, CARP{"static:c", 500 * time.Millisecond, false, false, []VHID{
 			{"em0", 9, 2, []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24"), netip.MustParsePrefix("192.0.2.11/32")}, "/p/q", ""},
 			{"em1", 9, 1, []netip.Prefix{netip.MustParsePrefix("2001:db8::10/128")}, "", ""}}}},
 		{c.VHIDsOf(c.Nodes[0])[0].Interface, "igb0.10"}, {c.VHIDsOf(c.Nodes[0])[1].Interface, "em1"}, {c.VHIDsOf(c.Nodes[1])[0].Interface, "em0"},
@@ -286,6 +286,8 @@ var mistakes = []struct {
 	{"role auto without vhids", "static:proxy1", "auto", "7: carp.vhids: none: role auto reads the role from them; without CARP, set role to static:NODE, where NODE is to be MASTER"},
 	{"no role", "{role: static:proxy1}", "{role: \"\"}", `7: carp.role: "": not auto or static:NODE`},
 	{"role", "static:proxy1", "master", `7: carp.role: "master": not auto or static:NODE`},
+	{"nothing to demote in", "{role: static:proxy1}", "{role: static:proxy1, demote_unready: true}", `7: carp.demote_unready: true with role "static:proxy1": there is no CARP to demote a node in`},
+	{"a demotion that nobody follows", "{role: static:proxy1}", "{preempt: false, demote_unready: true, vhids: [{interface: em0, vhid: 1, addresses: [192.0.2.10/32]}]}", `7: carp.demote_unready: true with preempt off: the others leave a demoted MASTER where it is; turn preempt on`},
 	{"role of nobody", "static:proxy1", "static:proxy3", `7: carp.role: "proxy3": not one of the nodes (proxy1, proxy2)`},
 	{"user", "carp: {", "ssh: {user: -oProxyCommand}\ncarp: {", `7: ssh.user: "-oProxyCommand": not the name of an account`},
 	{"empty user", "carp: {", "ssh: {user: \"\"}\ncarp: {", "7: ssh.user: missing"},

@@ -69,6 +69,8 @@ type Daemon struct {
 	triedAt   time.Duration   // when the configuration was read last, by the monotonic clock
 	told      map[string]bool // the warnings of the last pass
 	outcome   cluster.Outcome // the last pass's
+	posture   posture
+	demotion  *demotion
 
 	mu      sync.Mutex
 	current *tenancy
@@ -87,6 +89,7 @@ func New(o Options) *Daemon {
 		kick: make(chan struct{}, 1), peerTime: peerTime, endTime: endTime, done: make(chan outcome, 1), told: map[string]bool{},
 		heard: map[Reason]bool{}, away: map[string]bool{}}
 	d.watcher = newWatcher(o.Log, d.fileChanged)
+	d.demotion = newDemotion(o.Log, d.update)
 	return d
 }
 
@@ -174,6 +177,7 @@ func (d *Daemon) start(ctx context.Context, site *Site) {
 	d.update(func(s *distribute.DaemonStatus) {
 		*s = distribute.DaemonStatus{Node: site.Node, Version: d.options.Version, Pid: os.Getpid(), Started: now.wall.UTC(), Next: now.wall.UTC()}
 	})
+	d.beginDemotion(ctx, site, now)
 	d.side.Go(func() { d.watcher.run(ctx) })
 	d.watcher.follow(ctx, d.watched(site))
 	d.enter(ctx, site)

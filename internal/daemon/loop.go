@@ -25,6 +25,8 @@ type request struct {
 type outcome struct {
 	report cluster.Report
 	err    error
+	// readiness is what the pass found of each node; none where nobody wants to know.
+	readiness []cluster.Readiness
 }
 
 // run is a pass under way; request is nil where nobody asked for it.
@@ -85,6 +87,7 @@ func (d *Daemon) gather(ctx context.Context, now instant) {
 		d.reread(ctx, now, reload)
 	}
 	d.tellLong(now)
+	d.lookAtPosture(now)
 	for reason := range heard {
 		d.scheduler.wake(reason, now)
 	}
@@ -104,9 +107,9 @@ func (d *Daemon) tellLong(now instant) {
 // pause is how long the loop has nothing to do by itself.
 func (d *Daemon) pause(now instant) time.Duration {
 	if d.running != nil {
-		return heartbeat
+		return d.posture.wait(now, heartbeat)
 	}
-	return d.scheduler.wait(now)
+	return d.posture.wait(now, d.scheduler.wait(now))
 }
 
 // beginNext begins the pass whose turn it is, if any: what a command asks for comes first, a person waits for it.
@@ -155,12 +158,15 @@ func (d *Daemon) pass(ctx context.Context, t *tenancy, job distribute.Job) (o ou
 	defer func() {
 		if v := recover(); v != nil {
 			err := d.panicked("pass", v)
-			o = outcome{cluster.Report{Node: t.Node, Start: begun, End: d.clock().wall.UTC(), Outcome: cluster.Failure,
-				Warnings: []string{err.Error()}}, err}
+			o = outcome{report: cluster.Report{Node: t.Node, Start: begun, End: d.clock().wall.UTC(), Outcome: cluster.Failure,
+				Warnings: []string{err.Error()}}, err: err}
 		}
 	}()
-	report, err := t.Pass(ctx, job)
-	return outcome{report, err}
+	o.report, o.err = t.Pass(ctx, job)
+	if job.Kind != distribute.Prune {
+		o.readiness = t.readiness(ctx, o, d.clock().wall.UTC())
+	}
+	return o
 }
 
 // panicked makes a panic an error; where it was goes into the log.
@@ -183,7 +189,8 @@ func (d *Daemon) passEnded(o outcome) {
 	case r.job.Kind != distribute.Sync && (r.request == nil || o.err == nil): // else it says nothing of what is due
 		d.scheduler.ended(now, o.report.Next, o.err != nil)
 	}
-	d.scheduler.placed(now, allPlaced(o.report))
+	d.judgePosture(o)
+	d.scheduler.placed(now, allPlaced(o.report) && !d.posture.open())
 	next := d.scheduler.upcoming(now).UTC()
 	d.mu.Lock()
 	d.sink = nil
@@ -271,6 +278,7 @@ func (d *Daemon) reread(ctx context.Context, now instant, asked bool) {
 	d.scheduler.follow(site.Node, site.Schedule, now)
 	d.watcher.follow(ctx, d.watched(site))
 	d.enter(ctx, site)
+	d.followDemotion(site)
 	d.scheduler.wake(Configuration, now)
 	d.log.Info("the configuration took over", "file", d.options.ConfigPath)
 }

@@ -32,6 +32,10 @@ type Site struct {
 	WakeRole  func()
 	// Answers is nil where the peer can be asked.
 	Answers func(ctx context.Context, peer string) error
+	// Demoter changes CARP's demotion of this node; nil where there is none to change. DemoteUnready tells that it is to be
+	// demoted where it is not ready and another is.
+	Demoter       Demoter
+	DemoteUnready bool
 	// PeerAPI answers the peers.
 	PeerAPI http.Handler
 	// Close ends what the Site holds. It is called once, when nothing of it is in use any more.

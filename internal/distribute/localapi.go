@@ -80,6 +80,10 @@ type DaemonStatus struct {
 	Next time.Time `json:"next,omitzero"`
 	// Configuration tells why the configuration file, as it is now, has not taken over; "" where it has.
 	Configuration string `json:"configuration,omitempty"`
+	// Demoted says why CARP is to put this node behind the others; "" where it is not to. DemotionError is why that could
+	// not be changed.
+	Demoted       string `json:"demoted,omitempty"`
+	DemotionError string `json:"demotion_error,omitempty"`
 }
 
 // LocalStatus is the answer to GET /v1/status.

@@ -32,7 +32,7 @@ const (
 func (p *pass) adopt(ctx context.Context) {
 	p.peers = make([]*peerView, len(p.Peers))
 	for i, peer := range p.Peers {
-		p.peers[i] = &peerView{Peer: peer}
+		p.peers[i] = &peerView{Peer: peer, now: p.Now}
 	}
 	p.eachPeer(func(v *peerView) { v.ask(ctx) })
 	for _, v := range p.peers {

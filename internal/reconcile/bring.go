@@ -50,6 +50,7 @@ func (p *pass) distribute(ctx context.Context, wanted []cert.Generation, release
 	defer cancel()
 	p.stage(master, wanted)
 	failpoint.Hit("reconcile.staged")
+	wanted = p.ripe(master, wanted, released)
 	releases := p.releases(wanted)
 	fresh := slices.DeleteFunc(slices.Clone(releases), func(r cluster.Release) bool { return same(r.Generation, released[r.Generation.Slot]) })
 	if err := p.release(master, fresh); err != nil {

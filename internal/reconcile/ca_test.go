@@ -41,6 +41,7 @@ type fakeCA struct {
 	revoked  []revoked
 	lifetime time.Duration // zero: 90 days
 	behind   time.Duration // its clock, to the world's
+	tells    bool          // its answers tell its time
 }
 
 // revoked is a certificate that the CA has revoked.
@@ -183,6 +184,31 @@ func (i *issuer) Obtain(ctx context.Context, a cluster.Account, o cluster.Order,
 	chain := c.orders[o.URL].chain
 	c.mu.Unlock()
 	return cert.New(key, chain...)
+}
+
+// Ahead implements Clock.
+func (i *issuer) Ahead() (time.Duration, bool) {
+	theirs := i.ca.w.Now().Add(-i.ca.behind)
+	ours := i.host.clock()
+	i.host.mu.Lock()
+	defer i.host.mu.Unlock()
+	return theirs.Sub(ours), i.host.heard
+}
+
+func (i *issuer) AskTime(ctx context.Context) error {
+	i.ca.mu.Lock()
+	tells := i.ca.tells
+	i.ca.mu.Unlock()
+	if !tells {
+		return errors.New("the CA's answer does not tell its time")
+	}
+	if err := i.reach(ctx, "time", cluster.Order{}); err != nil {
+		return err
+	}
+	i.host.mu.Lock()
+	defer i.host.mu.Unlock()
+	i.host.heard = true
+	return nil
 }
 
 func (i *issuer) RenewalInfo(ctx context.Context, id string) (cluster.Suggestion, error) {

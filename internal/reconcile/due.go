@@ -111,6 +111,15 @@ func dueByItself(f Facts) string {
 	return ""
 }
 
+// agesAt is when the newest generation is due, where nothing but its age makes a new one due; else zero.
+func (f Facts) agesAt() time.Time {
+	at := f.dueAt()
+	if at.IsZero() || f.Now.Before(at) || f.Order != nil || f.ByHand || f.Released.Newer(f.Newest) || byConfiguration(f) != "" {
+		return time.Time{}
+	}
+	return at
+}
+
 // age says how far the newest generation is, and, where the CA wants it renewed earlier than its lifetime does, that.
 func (f Facts) age() string {
 	text := fmt.Sprintf("%s of %s left", shortDuration(f.Newest.Left(f.Now)), shortDuration(f.Newest.Lifetime()))
@@ -177,6 +186,8 @@ type candidate struct {
 	renews cluster.Renews
 	// elsewhere tells that another directory than the configuration's gave the newest certificate.
 	elsewhere bool
+	// dueAt is when the newest generation comes due, where nothing but that asks for a new one; else zero.
+	dueAt time.Time
 }
 
 func (c candidate) identifiers() string {
@@ -247,7 +258,7 @@ func (p *pass) know(records cluster.Records) knowledge {
 // judge gathers the facts of one slot and writes the verdict into the report.
 func (p *pass) judge(ctx context.Context, c *candidate, know knowledge, base Facts) bool {
 	f := p.facts(ctx, c, know, base)
-	c.order, c.renews, c.elsewhere = f.Order, f.renews(), f.elsewhere()
+	c.order, c.renews, c.elsewhere, c.dueAt = f.Order, f.renews(), f.elsewhere(), f.agesAt()
 	v := Due(f)
 	if v.Held != "" {
 		p.hold(c, v.Held)

@@ -25,6 +25,7 @@ func (p *pass) finish(ctx context.Context) cluster.Report {
 	if err := p.plan(ctx); err != nil {
 		p.warn("when to look again: %v", err)
 	}
+	p.tellClocks()
 	p.judgeRows()
 	p.judgeRevocations(ctx)
 	p.report.End = p.Now().UTC()

@@ -30,7 +30,9 @@ const (
 // could be had, the newest there was. Everything that it does at the CA is on disk, here and at the reachable peers,
 // before it is done.
 func (p *pass) obtain(ctx context.Context, c candidate) cert.Generation {
+	begun := p.pace.begun()
 	kept, resumed, err := p.order(ctx, c)
+	p.heed(begun, !kept.IsZero(), err)
 	p.row(c.slot, func(row *cluster.CertificateReport) {
 		row.Resumed = resumed
 		if !kept.IsZero() {
@@ -50,6 +52,9 @@ func (p *pass) obtain(ctx context.Context, c candidate) cert.Generation {
 func (p *pass) failIssue(ctx context.Context, slot cert.Slot, err error) {
 	if putOff, ok := errors.AsType[*cluster.PutOffError](err); ok {
 		p.putOff(slot, putOff)
+		if hint := cluster.HintOf(err); hint != "" {
+			p.row(slot, func(row *cluster.CertificateReport) { row.Hint = hint })
+		}
 		return
 	}
 	issue, ok := errors.AsType[*cluster.IssueError](err)
@@ -72,6 +77,9 @@ func (p *pass) failIssue(ctx context.Context, slot cert.Slot, err error) {
 // order drives one order from where it is to a kept generation.
 func (p *pass) order(ctx context.Context, c candidate) (kept cert.Generation, resumed bool, err error) {
 	if err := p.fence(ctx); err != nil {
+		return kept, false, err
+	}
+	if err := p.clockAllows(ctx, c); err != nil {
 		return kept, false, err
 	}
 	order, renews, err := p.takeUp(ctx, c)

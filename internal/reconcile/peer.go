@@ -20,12 +20,14 @@ const patience = 10
 // peerView is what a pass knows of a peer. It is safe for concurrent use.
 type peerView struct {
 	Peer
+	now func() time.Time // this node's clock
 
 	mu        sync.Mutex
 	inventory cluster.Inventory
 	err       error         // the peer cannot be asked; what is known of it may be out of date
 	askedAt   time.Time     // when it was asked last; with its monotonic reading, not the injected clock's
 	took      time.Duration // how long it took to answer, or to fail
+	ahead     time.Duration // by how much its clock was ahead of this node's when it answered
 	deaf      bool          // it let a record's acknowledgement time out
 	held      generationSet // those of inventory, nil until it is asked for
 	tried     generationSet
@@ -66,7 +68,7 @@ func (v *peerView) ask(ctx context.Context) {
 	defer v.mu.Unlock()
 	v.askedAt, v.took, v.err = start, time.Since(start), err
 	if err == nil {
-		v.inventory, v.held = inventory, nil
+		v.inventory, v.held, v.ahead = inventory, nil, inventory.Time.Sub(v.now())
 	}
 }
 

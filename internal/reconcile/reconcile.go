@@ -24,6 +24,8 @@ type Reconciler struct {
 	// Progress is told what a pass is doing; it may be nil, and is called from several goroutines.
 	Progress func(cluster.Progress)
 
+	// pace is how many orders are driven at once.
+	pace pace
 	// acknowledgeWithin is acknowledgeTimeout, or what a test sets instead.
 	acknowledgeWithin time.Duration
 	// askWithin is askTimeout, or what a test sets instead.
@@ -92,6 +94,10 @@ type pass struct {
 
 	account registration
 	budget  *budget
+	// clockTurn guards clockAsked, that the CA was asked for its time, and clockErr, what kept it from telling.
+	clockTurn  sync.Mutex
+	clockAsked bool
+	clockErr   error
 
 	mu         sync.Mutex
 	report     cluster.Report
@@ -240,8 +246,9 @@ var (
 	errOutOfTime   = errors.New("interrupted: out of time")
 )
 
-// concurrently runs the candidates side by side, at most Settings.Concurrency at once; those of one set of identifiers
-// one after the other, because a CA hands the same pending order out for the same set again.
+// concurrently runs the candidates side by side, at most Settings.Concurrency at once, and fewer where the CA or the DNS
+// provider asked for that; those of one set of identifiers one after the other, because a CA hands the same pending order
+// out for the same set again.
 func (p *pass) concurrently(due []candidate, do func(candidate)) {
 	groups := map[string][]candidate{}
 	var order []string
@@ -253,18 +260,16 @@ func (p *pass) concurrently(due []candidate, do func(candidate)) {
 		groups[k] = append(groups[k], c)
 	}
 	var wg sync.WaitGroup
-	places := make(chan struct{}, max(1, p.Settings.Concurrency))
 	for _, k := range order {
-		wg.Add(1)
-		places <- struct{}{}
-		go func() {
-			defer func() { <-places; wg.Done() }()
+		p.pace.enter(p.Settings.Concurrency)
+		wg.Go(func() {
+			defer p.pace.leave()
 			for _, c := range groups[k] {
 				if err := safely(func() { do(c) }); err != nil {
 					p.fail(c.slot, cluster.Failure, err)
 				}
 			}
-		}()
+		})
 	}
 	wg.Wait()
 }

@@ -167,7 +167,7 @@ func (p *pass) ask(ctx context.Context, newest []cert.Generation, past chronicle
 	if p.seen.Role != cluster.Master || p.wanted.NoOrders {
 		return
 	}
-	q := questions{pass: p, past: past}
+	q := questions{pass: p, past: past, begun: p.pace.begun()}
 	q.pick(newest)
 	if len(q.open) == 0 || p.fence(ctx) != nil {
 		return
@@ -197,6 +197,8 @@ type questions struct {
 	*pass
 	past chronicle
 	open []cert.Generation
+	// begun is when the questions were, for the pace.
+	begun int
 
 	mu       sync.Mutex
 	answers  []cluster.RenewalInfo
@@ -220,7 +222,7 @@ func (q *questions) pick(newest []cert.Generation) {
 // is the answer.
 func (q *questions) ask(ctx context.Context) {
 	var wg sync.WaitGroup
-	places := make(chan struct{}, max(1, q.Settings.Concurrency))
+	places := make(chan struct{}, q.pace.limit(q.Settings.Concurrency))
 	for _, g := range q.open {
 		places <- struct{}{}
 		wg.Go(func() {
@@ -293,6 +295,7 @@ func (q *questions) heard(g cert.Generation, id string, s cluster.Suggestion, er
 	if err == nil {
 		return
 	}
+	q.heed(q.begun, false, err)
 	issue, ok := errors.AsType[*cluster.IssueError](err)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported) || ok && issue.RetryAfter:

@@ -54,8 +54,11 @@ type world struct {
 // host is one node.
 type host struct {
 	*Reconciler
-	w     *world
-	name  string
+	w    *world
+	name string
+	// skew is by how much its clock is ahead of the world's, and heard that the CA told it its time.
+	skew  time.Duration
+	heard bool
 	disk  *disk
 	proxy *fakeProxy
 	links map[string]*link
@@ -103,14 +106,14 @@ func makeWorld(t tb, n int, open func() Store, opts ...option) *world {
 		}
 		h.disk = &disk{host: h, Store: open()}
 		if m, ok := h.disk.Store.(*memory); ok {
-			m.now = w.Now
+			m.now = h.clock
 		}
 		h.proxy = newProxy(h)
 		s := Settings{Node: h.name, Place: i, Digest: "same", Certificates: []Certificate{wildcard}, Concurrency: 8, Roots: w.ca.signer.Roots()}
 		for _, o := range opts {
 			o(w, &s)
 		}
-		node := &Node{Settings: s, Roles: h, Store: h.disk, Proxies: []Proxy{h.proxy}, Now: w.Now}
+		node := &Node{Settings: s, Roles: h, Store: h.disk, Proxies: []Proxy{h.proxy}, Now: h.clock}
 		h.Reconciler = &Reconciler{Node: node, Issuer: &issuer{w.ca, h}, acknowledgeWithin: 200 * time.Millisecond}
 		w.hosts = append(w.hosts, h)
 	}
@@ -130,6 +133,21 @@ func (w *world) Now() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.now
+}
+
+// clock is the host's own.
+func (h *host) clock() time.Time {
+	now := h.w.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now.Add(h.skew)
+}
+
+// setClock puts the host's clock so far ahead of the world's.
+func (h *host) setClock(ahead time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.skew, h.heard = ahead, false
 }
 
 func (w *world) advance(d time.Duration) {
