@@ -150,10 +150,13 @@ func TestOnDiskNeverReplacesALaterBundle(t *testing.T) {
 func TestOnDiskDoesNotTouchWhatIsNotCertsyncs(t *testing.T) {
 	theirs := issue(t, certtest.Options{Domains: domains})
 	for name, prepare := range map[string]func(s *site){
-		"a bundle":  func(s *site) { s.put("bundles/example.pem", theirs.PEM()) },
-		"a text":    func(s *site) { s.put("bundles/example.pem", []byte("notes\n")) },
-		"a folder":  func(s *site) { _ = os.Mkdir(s.path("bundles/example.pem"), 0o700) },
-		"a link":    func(s *site) { s.put("elsewhere/theirs.pem", theirs.PEM()); s.link("elsewhere/theirs.pem", "bundles/example.pem") },
+		"a bundle": func(s *site) { s.put("bundles/example.pem", theirs.PEM()) },
+		"a text":   func(s *site) { s.put("bundles/example.pem", []byte("notes\n")) },
+		"a folder": func(s *site) { _ = os.Mkdir(s.path("bundles/example.pem"), 0o700) },
+		"a link": func(s *site) {
+			s.put("elsewhere/theirs.pem", theirs.PEM())
+			s.link("elsewhere/theirs.pem", "bundles/example.pem")
+		},
 		"an outlaw": func(s *site) { s.link("bundles/second.pem", "bundles/example.pem") },
 	} {
 		t.Run(name, func(t *testing.T) {
