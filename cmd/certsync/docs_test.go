@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"certsync/internal/cert"
+	"certsync/internal/config"
 )
 
 // documents are the pages that users read, and the files that they copy, by their paths from the top.
@@ -196,5 +197,33 @@ func TestTheREADMEMakesThePlaceholderThatCertsyncKnows(t *testing.T) {
 		if !strings.Contains(readme, want) {
 			t.Errorf("README.md has no %s", want)
 		}
+	}
+}
+
+// TestTheREADMEsConfigurationIsRight: the least that works is what most begin with.
+func TestTheREADMEsConfigurationIsRight(t *testing.T) {
+	readme := documents(t)["README.md"]
+	_, rest, found := strings.Cut(readme, "\nThe least that works:\n\n")
+	block, _, ended := strings.Cut(rest, "\n\n")
+	if !found || !ended {
+		t.Fatal("README.md has no block with it")
+	}
+	path := filepath.Join(t.TempDir(), "certsync.yaml")
+	if err := os.WriteFile(path, []byte(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shipped, err := config.Load("../../configs/certsync.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// haproxy.cfg and the rules of doas are made for these.
+	have, want := c.HAProxy[0], shipped.HAProxy[0]
+	if !slices.Equal(c.Virtual(), shipped.Virtual()) || have.Config != want.Config || have.BundleDir != want.BundleDir ||
+		have.RuntimeSocket != want.RuntimeSocket || !slices.Equal(have.Reload, want.Reload) || !slices.Equal(have.Check, want.Check) {
+		t.Errorf("it does not fit the files in configs: %+v", have)
 	}
 }
