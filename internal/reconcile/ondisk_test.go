@@ -142,12 +142,12 @@ func TestOnDiskIsWhatWasReleasedLast(t *testing.T) {
 
 func TestOnDiskIsTheNewestWhereNothingReleasedIsFit(t *testing.T) {
 	b := newBoot(t, wildcard)
-	first, second := b.issue(80*day, certtest.Options{}), b.issue(day, certtest.Options{})
-	b.keep(second, 2, false)
-	b.want(cluster.DiskOnly, second)
+	only := b.issue(day, certtest.Options{})
+	b.keep(only, 2, false)
+	b.want(cluster.DiskOnly, only)
 
 	b = newBoot(t, wildcard)
-	first, second = b.issue(80*day, certtest.Options{}), b.issue(day, certtest.Options{})
+	first, second := b.issue(80*day, certtest.Options{}), b.issue(day, certtest.Options{})
 	b.keep(first, 1, true)
 	b.keep(second, 2, false)
 	b.want(cluster.DiskOnly, first)
