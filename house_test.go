@@ -20,6 +20,7 @@ var floors = map[string]int{
 	"internal/daemon": 3,
 	"internal/lab":    4,
 	"demo":            5, "e2e": 5, "bench": 5, "cmd/certsync": 5,
+	"configs": 5,
 }
 
 // labUsers are the packages that may import the lab outside tests.

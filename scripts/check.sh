@@ -28,6 +28,7 @@ host() {
 	if command -v shellcheck >/dev/null 2>&1; then
 		say "shellcheck"
 		shellcheck scripts/*.sh .ci/run
+		shellcheck -s sh configs/rc.d/certsync
 	fi
 }
 

@@ -6,10 +6,11 @@
 #   sshd         OpenSSH's server, for the tests of the peer API
 #   carp         ucarp and ip(8), for the tests with real CARP (Linux only)
 #   lint         shellcheck, the linter that `make check` runs over the scripts
+#   service      systemd-analyze, which judges the systemd unit (Linux only)
 #   bench        what the benchmark compares with: uacme, nsupdate for its hook, and scp
 #   haproxy-3.0  HAProxy 3.0 from Debian trixie, unpacked into the user's cache, not installed
 #   haproxy-3.2  HAProxy 3.2 from Debian sid, likewise
-#   all          haproxy, sshd, carp, lint, haproxy-3.0 and haproxy-3.2; the default
+#   all          haproxy, sshd, carp, lint, service, haproxy-3.0 and haproxy-3.2; the default
 #
 # The unpacked ones run as ${XDG_CACHE_HOME:-$HOME/.cache}/certsync/haproxy-3.0/haproxy, on any Debian, as any user.
 # Their packages and libraries are pinned by the checksums in haproxy.sha256 beside this script; what the mirror no
@@ -231,6 +232,7 @@ want() {
 		}
 		;;
 	lint) package shellcheck shellcheck hs-ShellCheck ;;
+	service) [ "$os" != Linux ] || package systemd-analyze systemd systemd ;;
 	bench)
 		package haproxy haproxy haproxy
 		package sshd openssh-server openssh-portable
@@ -240,9 +242,9 @@ want() {
 		;;
 	haproxy-3.0) unpacked 3.0 trixie ;;
 	haproxy-3.2) unpacked 3.2 sid forky ;;
-	all) for what in haproxy sshd carp lint haproxy-3.0 haproxy-3.2; do want "$what"; done ;;
+	all) for what in haproxy sshd carp lint service haproxy-3.0 haproxy-3.2; do want "$what"; done ;;
 	--pin) pin ;;
-	*) die "what is $1? One of: haproxy sshd carp lint bench haproxy-3.0 haproxy-3.2 all" ;;
+	*) die "what is $1? One of: haproxy sshd carp lint service bench haproxy-3.0 haproxy-3.2 all" ;;
 	esac
 }
 

@@ -12,12 +12,6 @@ certificate in service on every node; elsewhere it adopts and activates what the
 the daemon runs, it does the work.`)
 }
 
-func (a *app) syncCommand() *cobra.Command {
-	return a.jobCommand(distribute.Sync, "bring every node in line, without an order", `sync makes one pass that asks nothing of the CA: it adopts what the peers have, and puts the newest generation of every
-certificate in service: on the MASTER on every node, elsewhere here, as far as the MASTER released it. Where the daemon
-runs, it does the work.`)
-}
-
 // jobCommand is a command that is one pass and takes no names.
 func (a *app) jobCommand(kind distribute.JobKind, short, long string) *cobra.Command {
 	var asJSON bool

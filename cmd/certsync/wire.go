@@ -30,15 +30,16 @@ import (
 
 // The adapters satisfy the interfaces of the flow; the node's own part is what the peer API serves.
 var (
-	_ reconcile.Store  = (*store.Store)(nil)
-	_ reconcile.Issuer = (*acme.Client)(nil)
-	_ reconcile.Proxy  = (*haproxy.Proxy)(nil)
-	_ reconcile.Pruner = (*haproxy.Proxy)(nil)
-	_ reconcile.Peer   = (*distribute.Peer)(nil)
-	_ roles            = (*carp.Static)(nil)
-	_ roles            = (*carp.Auto)(nil)
-	_ distribute.Local = (*reconcile.Node)(nil)
-	_ daemon.Demoter   = (*carp.Demotion)(nil)
+	_ reconcile.Store   = (*store.Store)(nil)
+	_ reconcile.Issuer  = (*acme.Client)(nil)
+	_ reconcile.Proxy   = (*haproxy.Proxy)(nil)
+	_ reconcile.Pruner  = (*haproxy.Proxy)(nil)
+	_ reconcile.Starter = (*haproxy.Proxy)(nil)
+	_ reconcile.Peer    = (*distribute.Peer)(nil)
+	_ roles             = (*carp.Static)(nil)
+	_ roles             = (*carp.Auto)(nil)
+	_ distribute.Local  = (*reconcile.Node)(nil)
+	_ daemon.Demoter    = (*carp.Demotion)(nil)
 )
 
 var _ reconcile.Revoker = (*acme.Client)(nil) // which is optional

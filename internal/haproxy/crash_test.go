@@ -52,6 +52,9 @@ func crash(dir string) error {
 	if os.Getenv("CERTSYNC_TEST_PRUNE") != "" {
 		return crashPrune(p, b)
 	}
+	if os.Getenv("CERTSYNC_TEST_ONDISK") != "" {
+		return crashOnDisk(p, b)
+	}
 	t := target(b, "example")
 	t.Path = filepath.Join(dir, "bundles", "example.pem")
 	t.Both = os.Getenv("CERTSYNC_TEST_BOTH") != ""
