@@ -81,6 +81,8 @@ type pass struct {
 
 	account registration
 	budget  *budget
+	// unrecorded is what the CA said in this pass of renewals, where it could not be written down.
+	unrecorded []cluster.RenewalInfo
 
 	mu         sync.Mutex
 	report     cluster.Report
