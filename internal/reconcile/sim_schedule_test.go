@@ -55,7 +55,7 @@ var simKinds = []string{"wait", "wait", "master", "master", "split", "nobody", "
 
 // newSimPlan and newSimSteps draw a schedule.
 func newSimPlan(r *rand.Rand) simPlan {
-	p := simPlan{nodes: 2, lifetime: 90 * day, directory: simLetsEncrypt, period: day, ari: r.IntN(3) == 0, twin: r.IntN(4) == 0}
+	p := simPlan{nodes: 2, lifetime: 6 * day, directory: simLetsEncrypt, period: 12 * time.Hour, ari: r.IntN(3) == 0, twin: r.IntN(4) == 0}
 	if r.IntN(4) == 0 {
 		p.nodes = 3
 	}
@@ -64,7 +64,7 @@ func newSimPlan(r *rand.Rand) simPlan {
 	}
 	switch r.IntN(4) {
 	case 0:
-		p.lifetime, p.period = 6*day, 12*time.Hour
+		p.lifetime, p.period = 90*day, 5*day
 	case 1:
 		p.lifetime, p.period, p.directory = time.Hour, 20*time.Minute, simPrivateCA
 	}
@@ -88,7 +88,10 @@ func newSimSteps(r *rand.Rand, p simPlan) []simStep {
 
 // drawn is a pause, mostly short against the certificates' life.
 func (p simPlan) drawn(r *rand.Rand) time.Duration {
-	waits := []time.Duration{time.Second, 30 * time.Second, 5 * time.Minute, 5 * time.Minute, time.Hour, p.lifetime / 50, p.lifetime / 10, p.lifetime / 3}
+	waits := []time.Duration{time.Second, 30 * time.Second, 5 * time.Minute, 5 * time.Minute, 20 * time.Minute, time.Hour, 6 * time.Hour, p.lifetime / 50, p.lifetime / 10}
+	if r.IntN(12) == 0 {
+		return p.lifetime / 3
+	}
 	if p.lifetime < day {
 		waits = []time.Duration{time.Second, 30 * time.Second, time.Minute, 5 * time.Minute, 5 * time.Minute, 15 * time.Minute}
 	}
@@ -184,6 +187,7 @@ func (s *simulation) apply(step simStep, n, peer *simNode) {
 	case "full", "room":
 		n.full = step.kind == "full"
 		n.troubled()
+		s.atMost(2*time.Hour, n.full, func() { n.full = false; n.troubled() })
 	case "down":
 		n.proxy.stop()
 	case "up", "restart":
@@ -196,6 +200,7 @@ func (s *simulation) apply(step simStep, n, peer *simNode) {
 		s.setClock(n, []time.Duration{2 * time.Hour, -2 * time.Hour, 10 * time.Minute, -10 * time.Minute, 0, 0, 26 * time.Hour, 73 * 365 * day}[step.arg])
 	case "ca":
 		s.ca.mode, s.ca.until = simModes[step.arg], step.long
+		s.atMost(3*day, true, func() { s.ca.mode = caFine })
 	case "mend":
 		s.ca.mode = caFine
 	case "urgent":
@@ -218,8 +223,10 @@ func (s *simulation) masters(nodes ...*simNode) {
 	}
 }
 
-// later does something after a while, unless the simulation is over or quiet.
+// later does something after a while, unless the simulation is over by then; at no instant at which something else does.
 func (s *simulation) later(after time.Duration, do func()) {
+	s.counts["later"]++
+	after += 333*time.Microsecond + time.Duration(s.counts["later"])*time.Microsecond
 	s.wg.Go(func() {
 		timer := time.NewTimer(after)
 		defer timer.Stop()
@@ -232,6 +239,14 @@ func (s *simulation) later(after time.Duration, do func()) {
 		defer s.mu.Unlock()
 		do()
 	})
+}
+
+// atMost ends a fault after a while: what is tried again each minute, or each quarter of an hour, would only be tried so
+// thousands of times.
+func (s *simulation) atMost(long time.Duration, begins bool, end func()) {
+	if begins {
+		s.later(long, end)
+	}
 }
 
 func (s *simulation) flap(n, peer *simNode, times int, each time.Duration) {

@@ -86,10 +86,12 @@ func shrunk(steps []simStep, fails func([]simStep) bool) []simStep {
 		}
 	}
 	for i := range steps {
-		for _, simpler := range steps[i].simpler() {
+		for _, simpler := range []func(*simStep){
+			func(s *simStep) { s.atCall, s.after = 0, false },
+			func(s *simStep) { s.wait = min(s.wait, time.Second) },
+		} {
 			with := slices.Clone(steps)
-			with[i] = simpler
-			if fails(with) {
+			if simpler(&with[i]); with[i] != steps[i] && fails(with) {
 				steps = with
 			}
 		}
@@ -97,22 +99,7 @@ func shrunk(steps []simStep, fails func([]simStep) bool) []simStep {
 	return steps
 }
 
-// simpler are steps to try instead of one.
-func (s simStep) simpler() (out []simStep) {
-	if s.atCall > 0 {
-		at := s
-		at.atCall, at.after = 0, false
-		out = append(out, at)
-	}
-	if s.wait > time.Second {
-		at := s
-		at.wait = time.Second
-		out = append(out, at)
-	}
-	return out
-}
-
-// failure is a schedule that breaks a promise, shrunk, with its trace.
+// simFailure is a schedule that breaks a promise, shrunk, with its trace.
 func simFailure(t *testing.T, seed uint64, plan simPlan, steps []simStep, mutant string, wrong *violation) (least []simStep, text string) {
 	least = shrunk(steps, func(steps []simStep) bool {
 		r := simulate(t, seed, plan, steps, mutant, false)
@@ -171,4 +158,92 @@ func replay(t *testing.T, seed uint64) {
 	}
 }
 
-func simCount() int { return 2000 }
+// simCount is how many schedules are run: the race detector makes each some ten times as dear.
+func simCount() int {
+	n := 2000
+	if raceDetector {
+		n = 150
+	}
+	if os.Getenv("CERTSYNC_TEST_FULL") == "1" {
+		n *= 20
+	}
+	return n
+}
+
+// The simulation finds what is wrong, where something is: each mutant in the schedules of the first seeds, and with few
+// steps left of them.
+func TestSimulationFindsAWorldThatBreaksPromises(t *testing.T) {
+	for _, mutant := range simMutants {
+		t.Run(strings.ReplaceAll(mutant, " ", "_"), func(t *testing.T) {
+			if raceDetector && mutant != mutantNoOrders {
+				t.Skip("run without the race detector")
+			}
+			found := false
+			for seed := range uint64(2000) {
+				plan, steps := drawSchedule(seed)
+				r := simulate(t, seed, plan, steps, mutant, false)
+				if r.wrong == nil {
+					continue
+				}
+				found = true
+				least, _ := simFailure(t, seed, plan, steps, mutant, r.wrong)
+				t.Logf("seed %d: %s; least schedule of %d steps: %v", seed, r.wrong, len(steps), least)
+				break
+			}
+			if !found {
+				t.Fatal("not found in any schedule")
+			}
+		})
+	}
+}
+
+// A seed that could not be replayed would be worth little: twice the same, to the last line and nanosecond.
+func TestSimulationOfOneSeedIsTheSameTwice(t *testing.T) {
+	seeds := uint64(40)
+	if raceDetector {
+		seeds = 5
+	}
+	for seed := range seeds {
+		plan, steps := drawSchedule(seed)
+		once := simulate(t, seed, plan, steps, "", true)
+		again := simulate(t, seed, plan, steps, "", true)
+		for i := range max(len(once.trace), len(again.trace)) {
+			if i >= len(once.trace) || i >= len(again.trace) || once.trace[i] != again.trace[i] {
+				t.Fatalf("seed %d goes apart at line %d:\n%s\nand\n%s", seed, i, lineOf(once.trace, i), lineOf(again.trace, i))
+			}
+		}
+	}
+}
+
+func lineOf(lines []string, i int) string {
+	if i >= len(lines) {
+		return "(the end)"
+	}
+	return lines[i]
+}
+
+// What is left of a schedule still fails, and nothing more can be left out of it.
+func TestShrinkingKeepsWhatAFailureNeeds(t *testing.T) {
+	var steps []simStep
+	for i := range 12 {
+		steps = append(steps, simStep{kind: strconv.Itoa(i), wait: time.Hour, atCall: i})
+	}
+	runs := 0
+	needs := func(left []simStep) bool {
+		runs++
+		has := func(kind string) int {
+			return slices.IndexFunc(left, func(s simStep) bool { return s.kind == kind })
+		}
+		return has("3") >= 0 && has("9") > has("3") && left[has("9")].atCall == 9
+	}
+	least := shrunk(steps, needs)
+	if got := fmt.Sprintf("%s %s %d", least[0].kind, least[1].kind, len(least)); got != "3 9 2" {
+		t.Errorf("left are %v", least)
+	}
+	if least[0].atCall != 0 || least[0].wait != time.Second || least[1].atCall != 9 || least[1].wait != time.Second {
+		t.Errorf("what is left could be simpler: %v", least)
+	}
+	if runs > 100 {
+		t.Errorf("it took %d runs", runs)
+	}
+}

@@ -75,6 +75,8 @@ type simNode struct {
 	hook    *simHook
 	// trouble is when something was last wrong with the node that keeps a peer from relying on it.
 	trouble time.Time
+	// recent is when the last passes began.
+	recent []time.Time
 	// undo takes the last write back, where a mutant loses what was not fsynced.
 	undo func()
 	wake chan struct{}
@@ -198,7 +200,7 @@ func (n *simNode) now() time.Time {
 func (n *simNode) clock() time.Time { return time.Now().Add(n.skew).UTC() }
 
 // astray tells that the node's clock is so far off that its peers refuse what it says, or it what they say.
-func (n *simNode) astray() bool { return n.skew.Abs() > 12*time.Hour }
+func (n *simNode) astray() bool { return n.skew.Abs() > min(12*time.Hour, n.s.plan.lifetime/4) }
 
 // troubled notes that something is wrong with the node now. s.mu is held.
 func (n *simNode) troubled() { n.trouble = time.Now() }
@@ -809,9 +811,9 @@ func (x simPeer) Status(ctx context.Context) (cluster.NodeStatus, error) {
 	return ask(ctx, x, "status", func(ctx context.Context, n *Node) (cluster.NodeStatus, error) { return n.Status(ctx) })
 }
 
-// rouse gives the daemon a reason for a pass. s.mu is held.
+// rouse gives the daemon a reason for a pass; no two nodes begin theirs at one instant. s.mu is held.
 func (n *simNode) rouse(reason string, after time.Duration) {
-	at := time.Now().Add(after)
+	at := time.Now().Add(after + time.Duration(1+n.place)*time.Millisecond)
 	if old, ok := n.reasons[reason]; !ok || at.Before(old) {
 		n.reasons[reason] = at
 	}
@@ -866,7 +868,8 @@ func (p *simProcess) plan(report cluster.Report, err error, wanted Wanted, tries
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	again := func(reason string, count *int) {
-		n.rouse(reason, min(5*time.Second<<min(*count, 10), 10*time.Minute))
+		// The daemon waits 10 minutes at most: thousands of passes in a month that find the same.
+		n.rouse(reason, min(5*time.Second<<min(*count, 20), s.plan.period/2))
 		*count++
 	}
 	if !wanted.NoOrders {
@@ -888,7 +891,7 @@ func (p *simProcess) plan(report cluster.Report, err error, wanted Wanted, tries
 	}
 	for i, status := range report.Nodes {
 		if i > 0 && !status.Reachable {
-			if l := n.links[n.peerCalled(status.Node).place]; !l.cut && l.to.hostUp {
+			if l := n.links[n.peerCalled(status.Node).place]; !l.cut && l.slow < 10*time.Second && l.to.hostUp {
 				n.rouse("peer", 30*time.Second)
 			}
 		}
@@ -986,6 +989,7 @@ func (p *simProcess) pass(ctx context.Context, wanted Wanted, why string) (clust
 	s, n := p.n.s, p.n
 	s.mu.Lock()
 	s.passes++
+	n.paced()
 	p.began, p.open, p.byHand = time.Now(), map[string]bool{}, wanted.MasterOnly || len(wanted.Names) > 0
 	for _, m := range s.nodes {
 		if m == n || n.reaches(m, p.began) {
@@ -1009,6 +1013,18 @@ func (p *simProcess) pass(ctx context.Context, wanted Wanted, why string) (clust
 	}
 	p.began, p.byHand = time.Time{}, false
 	return report, err
+}
+
+// paced looks at how often passes are made: a node that makes one after the other would not do anything else. s.mu is held.
+func (n *simNode) paced() {
+	const most = 400 // in an hour: one that lives an hour is looked at each 36 seconds at most, and every change wakes
+	n.recent = append(n.recent, time.Now())
+	if len(n.recent) > most {
+		if since := time.Since(n.recent[0]); since < time.Hour {
+			n.s.violate("pace", "%s made %d passes in %s", n.name, most, since)
+		}
+		n.recent = n.recent[1:]
+	}
 }
 
 func until(t, now time.Time) string {
