@@ -112,6 +112,11 @@ func (s *simulation) finalizes(p *simProcess, o cluster.Order) {
 // apart says in what the cluster is not in line: "" where every node has the same newest generation on disk and in
 // HAProxy's memory, knows the same tombstones, and serves nothing that is revoked.
 func (s *simulation) apart() string {
+	for _, n := range s.nodes[1:] {
+		if ours, theirs := len(s.nodes[0].records().Tombstones), len(n.records().Tombstones); ours != theirs {
+			return fmt.Sprintf("%s knows %d tombstones, %s %d", n.name, theirs, s.nodes[0].name, ours)
+		}
+	}
 	for _, slot := range s.slots() {
 		newest := s.nodes[0].newest(slot)
 		for _, n := range s.nodes {

@@ -458,7 +458,7 @@ func (d simStore) Merge(ctx context.Context, r cluster.Records) error {
 		case mutantNoLedger:
 			r.Ledger = nil
 		case mutantNoTombstones:
-			if isServed(ctx) {
+			if isServed(ctx) || len(r.Accounts) > 0 { // all but what this node's own operator says
 				r.Tombstones = nil
 			}
 		}
