@@ -64,7 +64,14 @@ func (p *pass) distribute(ctx context.Context, wanted []cert.Generation, release
 		p.failAll(ctx, wanted, fmt.Errorf("before activation: %w", err))
 		return
 	}
-	p.activateSelf(ctx, p.cleared(ctx, wanted))
+	own := p.cleared(ctx, wanted)
+	if p.activatePassedOver(master, releases, own) {
+		if err := p.fence(ctx); err != nil {
+			p.failAll(ctx, own, fmt.Errorf("before activation: %w", err))
+			return
+		}
+	}
+	p.activateSelf(ctx, own)
 	failpoint.Hit("reconcile.activated")
 }
 
@@ -196,6 +203,25 @@ func (p *pass) activatePeers(ctx context.Context, releases []cluster.Release) {
 			p.activateOn(ctx, v, needed)
 		}
 	}
+}
+
+// activatePassedOver lets the peers have what this node goes on to serve although one of them refuses it: those that were
+// passed over for that refusal come before the MASTER too. It tells whether there were any.
+func (p *pass) activatePassedOver(ctx context.Context, releases []cluster.Release, own []cert.Generation) (any bool) {
+	for _, v := range p.peers {
+		mine := slices.DeleteFunc(slices.Clone(releases), func(r cluster.Release) bool {
+			node, _ := p.canary(r.Generation)
+			return node == "" || !contains(own, r.Generation) || !v.holds(r.Generation) || p.placed(v.Name(), r.Generation.Slot)
+		})
+		if !v.reachable() || len(mine) == 0 {
+			continue
+		}
+		any = true
+		if needed := p.needed(ctx, v, mine); v.reachable() && len(needed) > 0 {
+			p.activateOn(ctx, v, needed)
+		}
+	}
+	return any
 }
 
 // needed are the releases that a peer needs: those that it does not have, and those of slots that do not stand there as

@@ -155,3 +155,22 @@ func TestBackupsServeBeforeTheMasterAtEachRenewal(t *testing.T) {
 		t.Errorf("%d activations, want 6", len(events))
 	}
 }
+
+// Found by the simulation: with three nodes, a BACKUP behind the one that refuses was passed over, and the MASTER, once it
+// could wait no longer, served the new one before that BACKUP did.
+func TestABackupThatWasPassedOverServesBeforeTheMasterThatWaitsNoLonger(t *testing.T) {
+	w := canaryWorld(t, 3)
+	w.hosts[1].proxy.set(func() { w.hosts[1].proxy.rejects = true })
+	w.advance(82 * day)
+	w.hosts[0].issue("example.org")
+	newest := w.hosts[0].newest(slot).Fingerprint
+	for _, i := range []int{0, 2} {
+		if w.hosts[i].proxy.serves(slot) != newest {
+			t.Errorf("%s does not serve the new one", w.hosts[i].name)
+		}
+	}
+	events := w.eventsOf("activate")
+	if got := strings.Join(events, ", "); got != "activate proxy2 example.org (ecdsa), activate proxy3 example.org (ecdsa), activate proxy1 example.org (ecdsa)" {
+		t.Errorf("activations: %s", got)
+	}
+}

@@ -98,6 +98,8 @@ type pass struct {
 	clockTurn  sync.Mutex
 	clockAsked bool
 	clockErr   error
+	// unrecorded is what the CA said in this pass of renewals, where it could not be written down.
+	unrecorded []cluster.RenewalInfo
 
 	mu         sync.Mutex
 	report     cluster.Report

@@ -182,6 +182,7 @@ func (p *pass) ask(ctx context.Context, newest []cert.Generation, past chronicle
 	}
 	if err := p.record(ctx, cluster.Records{Renewals: q.answers}); err != nil {
 		p.warnUnlessEnded(ctx, "record when certificates should be renewed: %v", err)
+		p.unrecorded = q.answers
 	}
 	failpoint.Hit("reconcile.asked")
 	for _, a := range q.answers { // also where a peer's record claims to be later
@@ -359,6 +360,9 @@ func (p *pass) plan(ctx context.Context) error {
 		return err
 	}
 	all, newest, base := chronicleOf(records, p.Issuer.Directory(), p.Now()), newestBySlot(held, records.Tombstones), p.surroundings()
+	for _, a := range p.unrecorded { // a full disk is no reason to ask the CA again as soon as may be
+		all.hear(a)
+	}
 	for _, c := range p.Settings.Certificates {
 		for _, slot := range c.Slots() {
 			f := base.of(newest[slot], all.of(slot))

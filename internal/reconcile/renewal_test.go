@@ -736,3 +736,23 @@ func TestTwoMastersThatAreApartOrderOneAfterTheOther(t *testing.T) {
 	b.tick() // apart for good: it renews by itself
 	w.orders(3, 3)
 }
+
+// Found by the simulation: what the CA said and a full disk could not hold was asked for again each minute.
+func TestAFullDiskIsNoReasonToAskTheCAEachMinute(t *testing.T) {
+	w := newWorld(t, 2)
+	w.hosts[0].issue()
+	w.suggests(60*day, 62*day, 6*time.Hour)
+	w.hosts[0].disk.setFull(true)
+	report := w.hosts[0].tick()
+	if next := report.Next.Sub(w.Now()); next < 5*time.Hour {
+		t.Errorf("the next pass is %s away", next)
+	}
+	w.hosts[0].disk.setFull(false)
+	w.hosts[0].tick() // woken by something else: now the answer is written down
+	asked := w.asked()
+	w.advance(time.Hour)
+	w.hosts[0].tick()
+	if again := w.asked() - asked; again != 0 || asked < 2 {
+		t.Errorf("the CA was asked %d times, and %d times again though its word is on disk", asked, again)
+	}
+}

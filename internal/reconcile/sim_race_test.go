@@ -1,0 +1,6 @@
+//go:build race
+
+package reconcile
+
+// raceDetector tells that the test runs with the race detector, many times slower.
+const raceDetector = true
