@@ -38,6 +38,8 @@ type Config struct {
 	StateDir string `yaml:"state_dir"`
 	// RunDir holds the two sockets.
 	RunDir string `yaml:"run_dir"`
+	// Listen is the loopback address and port of the status page, the metrics and /healthz; "" for none.
+	Listen string `yaml:"listen"`
 
 	file string
 }
@@ -176,6 +178,7 @@ func Default() *Config {
 		Renew:    Renew{Schedule: "17 */6 * * *", Concurrency: 32},
 		StateDir: "/var/db/certsync",
 		RunDir:   "/var/run/certsync",
+		Listen:   "127.0.0.1:9180",
 	}
 }
 
