@@ -33,13 +33,16 @@ type Gap struct {
 	Fails bool `json:"fails,omitempty"`
 }
 
-// Readiness is that of each node of the report, in its order. Slots that are not configured do not count.
-func (r Report) Readiness() []Readiness {
+// Readiness is that of each node of the report, in its order, at its end. Slots that are not configured do not count.
+func (r Report) Readiness() []Readiness { return r.ReadinessAt(r.End) }
+
+// ReadinessAt is Readiness at now: what was seen then may have expired since.
+func (r Report) ReadinessAt(now time.Time) []Readiness {
 	out := make([]Readiness, len(r.Nodes))
 	for i, n := range r.Nodes {
 		out[i] = Readiness{Node: n.Node, Role: n.Role, Known: n.Reachable}
 		if n.Reachable {
-			out[i].Gaps = n.gaps(r.Certificates, r.End)
+			out[i].Gaps = n.gaps(r.Certificates, now)
 		}
 	}
 	return out
@@ -82,13 +85,18 @@ func (n NodeStatus) gaps(certificates []CertificateReport, now time.Time) []Gap 
 func (p Placement) gap(newest cert.Generation, now time.Time) (why string, fails bool) {
 	valid := func(s Sighting) bool { return !s.IsZero() && !s.NotAfter.IsZero() && !now.After(s.NotAfter) }
 	short := newest.Fingerprint.Short()
+	serves := valid(p.Memory) || valid(p.Served)
 	switch {
+	case p.Proxy == "": // the node could do nothing for it, and none of its HAProxies was looked at
+		return "it could not be put in service: " + p.Error, false
 	case !p.Running:
 		return "HAProxy does not run", true
 	case p.Disk.Fingerprint != newest.Fingerprint:
-		return fmt.Sprintf("its file is not generation %s (%s)", short, orNote(p.Disk)), !valid(p.Memory)
+		return fmt.Sprintf("its file is not generation %s (%s)", short, orNote(p.Disk)), !serves
 	case p.Memory.Fingerprint != newest.Fingerprint:
-		return fmt.Sprintf("HAProxy's memory does not hold generation %s (%s)", short, orNote(p.Memory)), !valid(p.Memory)
+		return fmt.Sprintf("HAProxy's memory does not hold generation %s (%s)", short, orNote(p.Memory)), !serves
+	case p.Memory.Note != "": // it belongs to no bind
+		return p.Memory.Note, !valid(p.Served)
 	case p.Proof == Disproven:
 		return fmt.Sprintf("a handshake does not show generation %s (%s)", short, orNote(p.Served)), !valid(p.Served)
 	}
