@@ -79,7 +79,7 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &daemon.Site{Node: w.node.Settings.Node, StateDir: w.config.StateDir, RunDir: w.config.RunDir, Schedule: schedule,
+	s := &daemon.Site{Node: w.node.Settings.Node, StateDir: w.config.StateDir, RunDir: w.config.RunDir, Listen: w.config.Listen, Schedule: schedule,
 		Watched: w.watched(configPath),
 		Lock:    func(ctx context.Context) (func(), error) { return w.store.LockActor(ctx, "run") },
 		Pass: func(ctx context.Context, job distribute.Job) (cluster.Report, error) {

@@ -16,6 +16,7 @@ import (
 	"certsync/internal/cluster"
 	"certsync/internal/config"
 	"certsync/internal/distribute"
+	"certsync/internal/web"
 )
 
 const (
@@ -51,6 +52,7 @@ type Daemon struct {
 	log     *slog.Logger
 	clock   clock
 	watcher *watcher
+	page    *keeper
 	// side are all goroutines of Run.
 	side sync.WaitGroup
 	// requests are what commands ask for, until ended is closed; kick has the loop look at what was heard.
@@ -75,6 +77,8 @@ type Daemon struct {
 	heard   map[Reason]bool // since the loop looked
 	reload  bool            // the configuration is to be read again
 	status  distribute.DaemonStatus
+	counts  web.Counts             // what was done since the start
+	late    time.Duration          // when a full pass should have ended, by the monotonic clock
 	away    map[string]bool        // the peers that the last report could not reach
 	sink    func(cluster.Progress) // who asked for the pass under way
 }
@@ -87,6 +91,7 @@ func New(o Options) *Daemon {
 		kick: make(chan struct{}, 1), peerTime: peerTime, endTime: endTime, done: make(chan outcome, 1), told: map[string]bool{},
 		heard: map[Reason]bool{}, away: map[string]bool{}}
 	d.watcher = newWatcher(o.Log, d.fileChanged)
+	d.page = newKeeper(web.NewHandler(d.view), o.Log, d.pageMoved)
 	return d
 }
 
@@ -174,6 +179,8 @@ func (d *Daemon) start(ctx context.Context, site *Site) {
 	d.update(func(s *distribute.DaemonStatus) {
 		*s = distribute.DaemonStatus{Node: site.Node, Version: d.options.Version, Pid: os.Getpid(), Started: now.wall.UTC(), Next: now.wall.UTC()}
 	})
+	d.late = now.up + longTime
+	d.side.Go(func() { d.page.run(ctx) })
 	d.side.Go(func() { d.watcher.run(ctx) })
 	d.watcher.follow(ctx, d.watched(site))
 	d.enter(ctx, site)

@@ -15,6 +15,8 @@ import (
 type Site struct {
 	// Node is this node's name. It, StateDir and RunDir cannot change while the daemon runs.
 	Node, StateDir, RunDir string
+	// Listen is where the status page is to be, a host and a port; "" for nowhere.
+	Listen string
 	// Schedule is when full passes are made.
 	Schedule cron.Schedule
 	// Peers are the names of the other nodes.
@@ -58,6 +60,7 @@ func (d *Daemon) enter(ctx context.Context, site *Site) {
 	d.current = t
 	d.mu.Unlock()
 	d.retire(before)
+	d.page.move(site.Listen)
 	held := d.use()
 	d.side.Go(func() { d.watchRole(held) })
 }
