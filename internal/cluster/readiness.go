@@ -20,6 +20,44 @@ type Readiness struct {
 // Ready tells that nothing is known to be missing, on a node that could be asked.
 func (r Readiness) Ready() bool { return r.Known && len(r.Gaps) == 0 }
 
+// Count is how many slots the node does not serve as it should, and of how many of those clients would get nothing valid.
+// A slot counts once, however many HAProxies lack it.
+func (r Readiness) Count() (lacking, failing int) {
+	fails := map[cert.Slot]bool{}
+	for _, gap := range r.Gaps {
+		fails[gap.Slot] = fails[gap.Slot] || gap.Fails
+	}
+	for _, f := range fails {
+		if f {
+			failing++
+		}
+	}
+	return len(fails), failing
+}
+
+// Verdict is a line for a person on a node that has so many certificates to serve.
+func (r Readiness) Verdict(certificates int) string {
+	lacking, failing := r.Count()
+	switch {
+	case !r.Known:
+		return "not known: it could not be asked"
+	case lacking == 0:
+		return "ready: it would serve all " + countOf(certificates)
+	case failing == 0:
+		return "not ready: it would serve an earlier one of " + countOf(lacking)
+	case failing == lacking:
+		return "not ready: " + countOf(failing) + " would fail"
+	}
+	return fmt.Sprintf("not ready: %s would fail, and %d more would be an earlier one", countOf(failing), lacking-failing)
+}
+
+func countOf(n int) string {
+	if n == 1 {
+		return "1 certificate"
+	}
+	return fmt.Sprintf("%d certificates", n)
+}
+
 // Gap is a slot that a node does not serve as it should.
 type Gap struct {
 	Slot cert.Slot `json:"slot"`

@@ -152,3 +152,21 @@ func TestOutcomesAreFromTheBestToTheWorst(t *testing.T) {
 		}
 	}
 }
+
+func TestAVerdictCountsEachCertificateOnce(t *testing.T) {
+	a, b := cert.Slot{Name: "a"}, cert.Slot{Name: "b"}
+	for _, c := range []struct {
+		r    cluster.Readiness
+		want string
+	}{
+		{cluster.Readiness{}, "not known: it could not be asked"},
+		{cluster.Readiness{Known: true}, "ready: it would serve all 3 certificates"},
+		{cluster.Readiness{Known: true, Gaps: []cluster.Gap{{Slot: a}, {Slot: a, Proxy: "x"}}}, "not ready: it would serve an earlier one of 1 certificate"},
+		{cluster.Readiness{Known: true, Gaps: []cluster.Gap{{Slot: a}, {Slot: a, Fails: true}, {Slot: b, Fails: true}}}, "not ready: 2 certificates would fail"},
+		{cluster.Readiness{Known: true, Gaps: []cluster.Gap{{Slot: a, Fails: true}, {Slot: b}}}, "not ready: 1 certificate would fail, and 1 more would be an earlier one"},
+	} {
+		if got := c.r.Verdict(3); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}

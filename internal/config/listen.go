@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // listen checks the address of the status page and brings it into its normal form.
@@ -51,3 +55,26 @@ func loopback(host string) (netip.Addr, error) {
 	}
 	return ip.Unmap(), nil
 }
+
+// RunDirOf is the run_dir of the configuration file at path, also where the rest of it is wrong; the default where it
+// cannot be told. It is for those who look for a daemon that goes on with an earlier configuration.
+func RunDirOf(path string) string {
+	def := Default().RunDir
+	data, err := readFile(path, MaxSize, nil)
+	if err != nil {
+		return def
+	}
+	var only struct {
+		RunDir string `yaml:"run_dir"`
+	}
+	if err := yaml.Unmarshal(data, &only); err == nil && filepath.IsAbs(only.RunDir) {
+		return filepath.Clean(only.RunDir)
+	}
+	if m := runDirLine.FindSubmatch(data); m != nil { // no YAML at all, or a mistake beside it
+		return filepath.Clean(string(m[1]))
+	}
+	return def
+}
+
+// runDirLine is how the key is usually written.
+var runDirLine = regexp.MustCompile(`(?m)^run_dir:[ \t]*["']?(/[^"'#\s]+)`)

@@ -1,6 +1,10 @@
 package config
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 const notLoopback = "not a loopback address: the page has no password. Use 127.0.0.1 or [::1], and reach it from elsewhere by ssh -L " +
 	"or through a proxy that asks who is there"
@@ -37,5 +41,30 @@ func TestListenIsOffOnlyWhereItIsGivenEmpty(t *testing.T) {
 		if cfg.Listen != c.want {
 			t.Errorf("%q: %q, want %q", c.lines, cfg.Listen, c.want)
 		}
+	}
+}
+
+func TestTheRunDirIsFoundInABrokenFile(t *testing.T) {
+	def := Default().RunDir
+	for text, want := range map[string]string{
+		"run_dir: /run/x\nnodse: 1\n":             "/run/x",
+		"run_dir: \"/run/x/\" # here\nnodes: [\n": "/run/x",
+		"nodes: {a: b: c}\nrun_dir: '/run/y'\n":   "/run/y",
+		"nodes: {a: b}\n":                         def,
+		"nodes: [\n":                              def,
+		"run_dir: relative\n":                     def,
+		"":                                        def,
+		"state_dir: /s\n  run_dir: /nested\nnodes: [": def,
+	} {
+		path := filepath.Join(t.TempDir(), "certsync.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := RunDirOf(path); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+	if got := RunDirOf(filepath.Join(t.TempDir(), "missing")); got != def {
+		t.Errorf("no file: %s", got)
 	}
 }

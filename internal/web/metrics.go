@@ -76,30 +76,18 @@ func (x index) nodeMetrics(e *exposition) {
 		func(_ cluster.NodeStatus, r cluster.Readiness) (float64, bool) { return number(r.Ready()), true })
 	each("certsync_node_unready_certificates", "Certificates that the node does not serve as it should; none where it could not be asked.",
 		func(_ cluster.NodeStatus, r cluster.Readiness) (float64, bool) {
-			all, _ := unready(r)
-			return float64(all), r.Known
+			lacking, _ := r.Count()
+			return float64(lacking), r.Known
 		})
 	each("certsync_node_failing_certificates", "Those of them of which it serves nothing valid; none where it could not be asked.",
 		func(_ cluster.NodeStatus, r cluster.Readiness) (float64, bool) {
-			_, failing := unready(r)
+			_, failing := r.Count()
 			return float64(failing), r.Known
 		})
 	each("certsync_node_unproven_certificates", "Certificates for which no handshake could be tried; none where it could not be asked.",
 		func(n cluster.NodeStatus, _ cluster.Readiness) (float64, bool) {
 			return float64(unproven(n)), n.Reachable
 		})
-}
-
-// unready counts the slots of the gaps, and those that fail: a slot counts once, however many HAProxies lack it.
-func unready(r cluster.Readiness) (all, failing int) {
-	fails := map[string]bool{}
-	for _, gap := range r.Gaps {
-		fails[gap.Slot.String()] = fails[gap.Slot.String()] || gap.Fails
-	}
-	for _, f := range fails {
-		failing += int(number(f))
-	}
-	return len(fails), failing
 }
 
 func unproven(n cluster.NodeStatus) int {

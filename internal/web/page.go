@@ -146,7 +146,7 @@ func (p *page) NodeCards() []nodeCard {
 	out := make([]nodeCard, 0, len(p.nodes()))
 	for i, n := range p.nodes() {
 		r := p.readiness[i]
-		card := nodeCard{Name: n.Node, Role: n.Role, Version: n.Version, Good: r.Ready(), Verdict: p.verdict(r), Error: n.Error, Hint: n.Hint,
+		card := nodeCard{Name: n.Node, Role: n.Role, Version: n.Version, Good: r.Ready(), Verdict: r.Verdict(p.Trouble + p.Quiet), Error: n.Error, Hint: n.Hint,
 			Gaps: r.Gaps[:min(len(r.Gaps), mostGaps)], MoreGaps: max(0, len(r.Gaps)-mostGaps), Notes: slices.Clone(n.Problems)}
 		own := p.nodes()[0]
 		if n.Reachable && n.Digest != own.Digest {
@@ -158,21 +158,6 @@ func (p *page) NodeCards() []nodeCard {
 		out = append(out, card)
 	}
 	return out
-}
-
-func (p *page) verdict(r cluster.Readiness) string {
-	all, failing := unready(r)
-	switch {
-	case !r.Known:
-		return "not known: it could not be asked"
-	case all == 0:
-		return "it would serve all " + p.Ready()
-	case failing == 0:
-		return "it would serve an earlier one of " + plural(all, "certificate")
-	case failing == all:
-		return plural(failing, "certificate") + " would fail"
-	}
-	return fmt.Sprintf("%s would fail, and %d more would be an earlier one", plural(failing, "certificate"), all-failing)
 }
 
 // certificateCard is a certificate on the page.
