@@ -52,13 +52,13 @@ type Daemon struct {
 	log     *slog.Logger
 	clock   clock
 	watcher *watcher
-	page    *keeper
 	// side are all goroutines of Run.
 	side sync.WaitGroup
 	// requests are what commands ask for, until ended is closed; kick has the loop look at what was heard.
 	requests chan *request
 	ended    chan struct{}
 	kick     chan struct{}
+	page     *pageHost
 	// done has the result of the pass under way.
 	done chan outcome
 	// peerTime and endTime are the constants, or what a test sets.
@@ -90,8 +90,8 @@ func New(o Options) *Daemon {
 	d := &Daemon{options: o, log: o.Log, clock: systemClock(), requests: make(chan *request), ended: make(chan struct{}),
 		kick: make(chan struct{}, 1), peerTime: peerTime, endTime: endTime, done: make(chan outcome, 1), told: map[string]bool{},
 		heard: map[Reason]bool{}, away: map[string]bool{}}
+	d.page = newPageHost(web.NewHandler(d.view), o.Log, d.pageMoved)
 	d.watcher = newWatcher(o.Log, d.fileChanged)
-	d.page = newKeeper(web.NewHandler(d.view), o.Log, d.pageMoved)
 	return d
 }
 

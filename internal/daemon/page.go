@@ -30,9 +30,9 @@ const (
 	pageHeader = 16 << 10
 )
 
-// keeper has the status page where the configuration wants it. A page that cannot move stays where it is, and is tried
+// pageHost has the status page where the configuration wants it. A page that cannot move stays where it is, and is tried
 // again: nobody loses sight of a daemon because of a port, and the daemon goes on without a page.
-type keeper struct {
+type pageHost struct {
 	handler http.Handler
 	log     *slog.Logger
 	// tell is told of each change: where the page is, "" for nowhere, and why it is not where it should be.
@@ -45,57 +45,57 @@ type keeper struct {
 	want string
 }
 
-func newKeeper(handler http.Handler, log *slog.Logger, tell func(string, error)) *keeper {
-	return &keeper{handler: handler, log: log, tell: tell, retry: pageRetry, kick: make(chan struct{}, 1)}
+func newPageHost(handler http.Handler, log *slog.Logger, tell func(string, error)) *pageHost {
+	return &pageHost{handler: handler, log: log, tell: tell, retry: pageRetry, kick: make(chan struct{}, 1)}
 }
 
 // move has the page on address from now on, a host and a port; "" for none.
-func (k *keeper) move(address string) {
-	k.mu.Lock()
-	k.want = address
-	k.mu.Unlock()
+func (h *pageHost) move(address string) {
+	h.mu.Lock()
+	h.want = address
+	h.mu.Unlock()
 	select {
-	case k.kick <- struct{}{}:
+	case h.kick <- struct{}{}:
 	default: // it will look anyway
 	}
 }
 
-func (k *keeper) wanted() string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.want
+func (h *pageHost) wanted() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.want
 }
 
 // errPageLost is the end of a page that nobody ended.
 var errPageLost = errors.New("status page: its socket was lost")
 
 // run keeps the page until ctx ends.
-func (k *keeper) run(ctx context.Context) {
+func (h *pageHost) run(ctx context.Context) {
 	var now *openPage
 	for ctx.Err() == nil {
 		var err error
-		now, err = k.settle(now, k.wanted())
-		k.report(now, err)
-		if k.wait(ctx, now, err != nil) {
+		now, err = h.settle(now, h.wanted())
+		h.report(now, err)
+		if h.wait(ctx, now, err != nil) {
 			now = nil
-			k.report(now, errPageLost)
-			k.wait(ctx, now, true)
+			h.report(now, errPageLost)
+			h.wait(ctx, now, true)
 		}
 	}
 	now.close()
 }
 
 // wait returns when something may have to be done, and tells whether that is the loss of the page.
-func (k *keeper) wait(ctx context.Context, now *openPage, failed bool) (lost bool) {
+func (h *pageHost) wait(ctx context.Context, now *openPage, failed bool) (lost bool) {
 	var again <-chan time.Time
 	if failed {
-		timer := time.NewTimer(k.retry)
+		timer := time.NewTimer(h.retry)
 		defer timer.Stop()
 		again = timer.C
 	}
 	select {
 	case <-ctx.Done():
-	case <-k.kick:
+	case <-h.kick:
 	case <-again:
 	case <-now.lost():
 		return true
@@ -104,17 +104,17 @@ func (k *keeper) wait(ctx context.Context, now *openPage, failed bool) (lost boo
 }
 
 // report tells where the page is; the log has each failure once.
-func (k *keeper) report(now *openPage, err error) {
-	if text := textOf(err); text != k.told {
-		if k.told = text; err != nil {
-			k.log.Warn("the status page is not where it should be; it is tried again", "error", err, "hint", cluster.HintOf(err))
+func (h *pageHost) report(now *openPage, err error) {
+	if text := textOf(err); text != h.told {
+		if h.told = text; err != nil {
+			h.log.Warn("the status page is not where it should be; it is tried again", "error", err, "hint", cluster.HintOf(err))
 		}
 	}
-	k.tell(now.where(), err)
+	h.tell(now.where(), err)
 }
 
 // settle gives the page that there is after it was tried to have one on wanted.
-func (k *keeper) settle(now *openPage, wanted string) (*openPage, error) {
+func (h *pageHost) settle(now *openPage, wanted string) (*openPage, error) {
 	if now.is(wanted) {
 		return now, nil
 	}
@@ -122,12 +122,12 @@ func (k *keeper) settle(now *openPage, wanted string) (*openPage, error) {
 		now.close()
 		return nil, nil
 	}
-	next, err := k.open(wanted)
+	next, err := h.open(wanted)
 	if err != nil {
 		return now, err
 	}
 	now.close()
-	k.log.Info("status page", "address", next.where())
+	h.log.Info("status page", "address", next.where())
 	return next, nil
 }
 
@@ -139,7 +139,7 @@ type openPage struct {
 	ended  chan struct{}
 }
 
-func (k *keeper) open(wanted string) (*openPage, error) {
+func (h *pageHost) open(wanted string) (*openPage, error) {
 	l, err := net.Listen("tcp", wanted)
 	if err != nil {
 		return nil, listenHint(fmt.Errorf("status page: %w", err), wanted)
@@ -149,9 +149,9 @@ func (k *keeper) open(wanted string) (*openPage, error) {
 		return nil, cluster.WithHint(fmt.Errorf("status page: %s became %s, which other hosts can reach", wanted, l.Addr()),
 			"give the jail a loopback address of its own (VNET), or set listen to \"\"")
 	}
-	p := &openPage{wanted: wanted, at: l.Addr(), ended: make(chan struct{}), server: &http.Server{Handler: k.handler, ReadHeaderTimeout: 5 * time.Second,
+	p := &openPage{wanted: wanted, at: l.Addr(), ended: make(chan struct{}), server: &http.Server{Handler: h.handler, ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: pageHeader,
-		ErrorLog: slog.NewLogLogger(k.log.Handler(), slog.LevelWarn)}}
+		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelWarn)}}
 	go func() {
 		defer close(p.ended)
 		_ = p.server.Serve(netutil.LimitListener(l, pageConnections)) // its end is all that counts

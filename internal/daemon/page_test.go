@@ -18,10 +18,10 @@ import (
 	"certsync/internal/distribute"
 )
 
-// kept is a keeper at work, whose page says "here".
-type kept struct {
+// hosted is a page at work, whose page says "here".
+type hosted struct {
 	t    *testing.T
-	k    *keeper
+	k    *pageHost
 	log  *lockedBuffer
 	stop func()
 
@@ -30,11 +30,11 @@ type kept struct {
 	err     error
 }
 
-func keep(t *testing.T, address string) *kept {
+func host(t *testing.T, address string) *hosted {
 	t.Helper()
-	p := &kept{t: t, log: &lockedBuffer{}}
+	p := &hosted{t: t, log: &lockedBuffer{}}
 	here := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "here") })
-	p.k = newKeeper(here, slog.New(slog.NewTextHandler(p.log, nil)), func(address string, err error) {
+	p.k = newPageHost(here, slog.New(slog.NewTextHandler(p.log, nil)), func(address string, err error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.address, p.err = address, err
@@ -55,14 +55,14 @@ func keep(t *testing.T, address string) *kept {
 	return p
 }
 
-func (p *kept) state() (string, error) {
+func (p *hosted) state() (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.address, p.err
 }
 
 // reaches waits until the page is somewhere and all is as holds wants it, and gives the address.
-func (p *kept) reaches(what string, holds func(address string, err error) bool) string {
+func (p *hosted) reaches(what string, holds func(address string, err error) bool) string {
 	p.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		address, err := p.state()
@@ -75,7 +75,7 @@ func (p *kept) reaches(what string, holds func(address string, err error) bool) 
 	}
 }
 
-func (p *kept) isUp(what string) string {
+func (p *hosted) isUp(what string) string {
 	p.t.Helper()
 	address := p.reaches(what, func(address string, err error) bool { return address != "" && err == nil })
 	if text := get(address); text != "here" {
@@ -106,7 +106,7 @@ func taken(t *testing.T) net.Listener {
 }
 
 func TestAPageThatCannotMoveStaysAndMovesOnceItCan(t *testing.T) {
-	p := keep(t, "127.0.0.1:0")
+	p := host(t, "127.0.0.1:0")
 	first := p.isUp("the page")
 	other := taken(t)
 	to := other.Addr().String()
@@ -131,14 +131,14 @@ func TestAPageThatCannotMoveStaysAndMovesOnceItCan(t *testing.T) {
 
 func TestAPortThatIsTakenAtTheStartIsTriedAgain(t *testing.T) {
 	other := taken(t)
-	p := keep(t, other.Addr().String())
+	p := host(t, other.Addr().String())
 	p.reaches("the failure is told", func(address string, err error) bool { return address == "" && errors.Is(err, syscall.EADDRINUSE) })
 	other.Close()
 	p.isUp("the page")
 }
 
 func TestAPageThatIsTurnedOffIsGoneAndComesBack(t *testing.T) {
-	p := keep(t, "127.0.0.1:0")
+	p := host(t, "127.0.0.1:0")
 	first := p.isUp("the page")
 	p.k.move("")
 	p.reaches("it is gone", func(address string, err error) bool { return address == "" && err == nil })
@@ -154,7 +154,7 @@ func TestAPageThatIsTurnedOffIsGoneAndComesBack(t *testing.T) {
 }
 
 func TestAMoveBackForgetsTheFailure(t *testing.T) {
-	p := keep(t, "127.0.0.1:0")
+	p := host(t, "127.0.0.1:0")
 	first := p.isUp("the page")
 	p.k.move(taken(t).Addr().String())
 	p.reaches("the failure is told", func(_ string, err error) bool { return err != nil })
@@ -172,14 +172,14 @@ func TestOnlyALoopbackAddressIsServed(t *testing.T) {
 			t.Errorf("%s: %v", address, !want)
 		}
 	}
-	p := keep(t, "0.0.0.0:0") // which the configuration refuses, and a jail may make of 127.0.0.1
+	p := host(t, "0.0.0.0:0") // which the configuration refuses, and a jail may make of 127.0.0.1
 	p.reaches("it is refused", func(address string, err error) bool {
 		return address == "" && err != nil && strings.Contains(err.Error(), "other hosts")
 	})
 }
 
 func TestWhoHoldsConnectionsOpenOrSendsTooMuchIsCutOff(t *testing.T) {
-	p := keep(t, "127.0.0.1:0")
+	p := host(t, "127.0.0.1:0")
 	address := p.isUp("the page")
 	conn, err := net.Dial("tcp", address)
 	must(t, err)

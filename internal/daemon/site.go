@@ -55,12 +55,12 @@ type tenancy struct {
 func (d *Daemon) enter(ctx context.Context, site *Site) {
 	t := &tenancy{Site: site}
 	t.ctx, t.end = context.WithCancel(ctx)
+	d.page.move(site.Listen)
 	d.mu.Lock()
 	before := d.current
 	d.current = t
 	d.mu.Unlock()
 	d.retire(before)
-	d.page.move(site.Listen)
 	held := d.use()
 	d.side.Go(func() { d.watchRole(held) })
 }
