@@ -19,6 +19,7 @@ var floors = map[string]int{
 	"internal/reconcile": 2, "internal/bootstrap": 2, "internal/bootstrap/bootstraptest": 2, "internal/bootstrap/sysfile": 2,
 	"internal/daemon": 3,
 	"internal/lab":    4,
+	"internal/web":    1,
 	"demo":            5, "e2e": 5, "bench": 5, "cmd/certsync": 5,
 	"configs": 5,
 }

@@ -52,11 +52,11 @@ func process(ts *testscript.TestScript, name string) *exec.Cmd {
 	return cmd
 }
 
-// sendSignal sends one: signal HUP|TERM|KILL|STOP|CONT NAME.
+// sendSignal sends one: signal HUP|INT|TERM|KILL|STOP|CONT NAME.
 func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
-	signals := map[string]syscall.Signal{"HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
+	signals := map[string]syscall.Signal{"HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
 	if neg || len(args) != 2 || signals[args[0]] == 0 {
-		ts.Fatalf("usage: signal HUP|TERM|KILL|STOP|CONT NAME")
+		ts.Fatalf("usage: signal HUP|INT|TERM|KILL|STOP|CONT NAME")
 	}
 	ts.Check(process(ts, args[1]).Process.Signal(signals[args[0]]))
 }

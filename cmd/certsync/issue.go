@@ -118,7 +118,7 @@ func tally(row cluster.CertificateReport, r cluster.Report) (inService, onDisk, 
 
 // printReport prints the matrix and what is to be said, results to standard output and the rest to standard error.
 func (a *app) printReport(r cluster.Report) {
-	printMatrix(a.stdout, r.Nodes, r.End)
+	printMatrix(a.stdout, r.Nodes, renewalsOf(r.Certificates), r.End)
 	for _, w := range r.Warnings {
 		fmt.Fprintf(a.stderr, "certsync: warning: %s\n", w)
 	}

@@ -41,6 +41,8 @@ func TestScripts(t *testing.T) {
 			"signal":   sendSignal,
 			"ends":     awaitEnd,
 			"await":    await,
+			"freeport": freePort,
+			"get":      getPage,
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Values[backgroundKey{}] = background{}

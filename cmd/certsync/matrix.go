@@ -13,31 +13,59 @@ import (
 	"certsync/internal/cluster"
 )
 
-// printMatrix prints a line for each certificate, node and HAProxy: issued, on disk, in memory, served.
-func printMatrix(w io.Writer, nodes []cluster.NodeStatus, now time.Time) {
+// matrixRow is where a certificate stands on a node, or with one of its HAProxies.
+type matrixRow struct {
+	slot                                    cert.Slot
+	node, proxy                             string
+	role, issued, disk, memory, served, end string
+}
+
+// printMatrix prints a line for each certificate, node and HAProxy: issued, on disk, in memory, served, and how long that
+// lasts and until it is renewed.
+func printMatrix(w io.Writer, nodes []cluster.NodeStatus, renewals map[cert.Slot]time.Time, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	defer t.Flush()
-	fmt.Fprintln(t, "CERTIFICATE\tNODE\tROLE\tISSUED\tON DISK\tIN MEMORY\tSERVED\tLEFT")
+	fmt.Fprintln(t, "CERTIFICATE\tNODE\tROLE\tISSUED\tON DISK\tIN MEMORY\tSERVED\tLEFT\tRENEWAL")
+	for _, r := range matrixRows(nodes, now) {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.slot, r.node, r.role, r.issued, r.disk, r.memory, r.served, r.end, renewal(renewals[r.slot], now))
+	}
+}
+
+func matrixRows(nodes []cluster.NodeStatus, now time.Time) []matrixRow {
+	var rows []matrixRow
 	for _, slot := range matrixSlots(nodes) {
 		for _, n := range nodes {
+			r := matrixRow{slot: slot, node: n.Node, role: n.Role.String(), disk: "-", memory: "-", served: "-", end: "-"}
 			if !n.Reachable {
-				fmt.Fprintf(t, "%s\t%s\t%s\tunreachable\t\t\t\t\n", slot, n.Node, "-")
+				rows = append(rows, matrixRow{slot: slot, node: n.Node, role: "-", issued: "unreachable"})
 				continue
 			}
+			r.issued = issued(n, slot, nodes)
 			lines := placementsOf(n, slot)
 			if len(lines) == 0 {
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t-\t-\t-\t-\n", slot, n.Node, n.Role, heldOf(n, slot).Fingerprint.Short())
+				r.issued = heldOf(n, slot).Fingerprint.Short()
+				rows = append(rows, r)
 			}
 			for _, pl := range lines {
-				if pl.Proxy == "" { // the node could do nothing for it, and was not looked at
-					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t-\t-\t-\t-\n", slot, n.Node, n.Role, issued(n, slot, nodes))
-					continue
+				if pl.Proxy != "" { // else the node could do nothing for it, and was not looked at
+					r.proxy, r.disk, r.memory, r.served, r.end = pl.Proxy, sighting(pl.Disk), memory(pl), served(pl), left(pl, now)
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", slot, n.Node, n.Role, issued(n, slot, nodes), sighting(pl.Disk),
-					memory(pl), served(pl), left(pl, now))
+				rows = append(rows, r)
 			}
 		}
 	}
+	return rows
+}
+
+// renewal says in how long a certificate is renewed.
+func renewal(at, now time.Time) string {
+	switch {
+	case at.IsZero():
+		return "-"
+	case at.After(now):
+		return "in " + span(at.Sub(now))
+	}
+	return "due"
 }
 
 // matrixSlots are all slots of which any node holds or places something.
@@ -145,14 +173,33 @@ func left(pl cluster.Placement, now time.Time) string {
 	if at.IsZero() {
 		return "-"
 	}
-	d := at.Sub(now)
-	switch {
-	case d <= 0:
+	if !at.After(now) {
 		return "EXPIRED"
+	}
+	return span(at.Sub(now))
+}
+
+// span is a time for a person, to the day or to the minute.
+func span(d time.Duration) string {
+	switch {
 	case d >= 48*time.Hour:
 		return fmt.Sprintf("%d days", d/(24*time.Hour))
+	case d < time.Minute:
+		return d.Round(time.Second).String()
 	}
-	return d.Round(time.Minute).String()
+	return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+}
+
+// moment is an instant for a person, with how far from now it is.
+func moment(at, now time.Time) string {
+	if at.IsZero() {
+		return "at no known time"
+	}
+	text := at.UTC().Format(time.RFC3339)
+	if at.After(now) {
+		return text + " (in " + span(at.Sub(now)) + ")"
+	}
+	return text + " (" + span(now.Sub(at)) + " ago)"
 }
 
 // inLine tells that every node could be asked, and has the newest generation of every configured slot on disk and in

@@ -84,8 +84,8 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 		return nil, err
 	}
 	s := &daemon.Site{Node: w.node.Settings.Node, StateDir: w.config.StateDir, RunDir: w.config.RunDir, Schedule: schedule,
-		Watched: w.watched(configPath),
-		Lock:    func(ctx context.Context) (func(), error) { return w.store.LockActor(ctx, "run") },
+		Watched: w.watched(configPath), Listen: w.config.Listen,
+		Lock: func(ctx context.Context) (func(), error) { return w.store.LockActor(ctx, "run") },
 		Pass: func(ctx context.Context, job distribute.Job) (cluster.Report, error) {
 			if job.Kind == distribute.Prune {
 				return w.prune(ctx, job.Names)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,49 +19,113 @@ import (
 const statusTimeout = 20 * time.Second
 
 func (a *app) statusCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "what each node has issued, on disk, in HAProxy's memory, and served",
 		Long: `status asks every node where it stands and prints a line for each certificate and node: the newest generation
-that the node's store holds (issued), the bundle file (on disk), the runtime API's answer (in memory), and the leaf that
-a fresh TLS handshake showed (served, or unproven where none could be tried). It changes nothing. It exits 0 where every
-node has the newest generation in line, and 4 where one does not or cannot be asked.`,
+that the node's store holds (issued), the bundle file (on disk), the runtime API's answer (in memory), the leaf that
+a fresh TLS handshake showed (served, or unproven where none could be tried), the time left of it, and when it is to be
+renewed. Then whether each node would serve everything if it took over now, and what the daemon of this node is doing.
+It changes nothing. It exits 0 where every node has the newest generation in line, and 4 where one does not or cannot be
+asked.
+
+With --watch it goes on until it is interrupted, and looks every 5 s: a terminal is drawn anew, elsewhere what changed is
+printed, a line each.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context(), asJSON) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			source := a.statusSource()
+			defer source.close()
+			if watch {
+				return a.statusWatch(cmd.Context(), source, asJSON)
+			}
+			return a.status(cmd.Context(), source, asJSON)
+		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch an object a line")
+	cmd.Flags().BoolVar(&watch, "watch", false, "go on, and tell what changes")
 	return cmd
 }
 
-func (a *app) status(ctx context.Context, asJSON bool) error {
-	w, err := a.wire(nil)
+func (a *app) status(ctx context.Context, source *statusSource, asJSON bool) error {
+	s, err := source.ask(ctx)
 	if err != nil {
 		return err
 	}
-	defer w.close()
-	nodes := w.statuses(ctx)
 	if asJSON {
 		enc := json.NewEncoder(a.stdout)
 		enc.SetIndent("", "  ")
-		if err := enc.Encode(struct {
-			Nodes []cluster.NodeStatus `json:"nodes"`
-		}{nodes}); err != nil {
+		if err := enc.Encode(s); err != nil {
 			return err
 		}
 	} else {
-		a.printStatus(nodes)
+		a.printStatus(s)
 	}
-	if !inLine(nodes) {
+	if !inLine(s.Nodes) {
 		return &exitError{code: exitPartly}
 	}
 	return nil
 }
 
-func (a *app) printStatus(nodes []cluster.NodeStatus) {
-	printMatrix(a.stdout, nodes, time.Now())
-	a.printNodes(nodes)
-	a.printConfigurations(nodes)
+// mostGapsPrinted is how many gaps of a node are told; their number is told in any case.
+const mostGapsPrinted = 5
+
+func (a *app) printStatus(s statusReport) {
+	printMatrix(a.stdout, s.Nodes, s.renewals(), s.Time)
+	for _, r := range s.Readiness {
+		fmt.Fprintf(a.stdout, "%s: %s\n", r.Node, r.Verdict(len(s.Certificates)))
+		for _, gap := range r.Gaps[:min(len(r.Gaps), mostGapsPrinted)] {
+			fmt.Fprintf(a.stdout, "  %s: %s\n", placeOf(gap), gap.Why)
+		}
+		if more := len(r.Gaps) - mostGapsPrinted; more > 0 {
+			fmt.Fprintf(a.stdout, "  and %d more\n", more)
+		}
+	}
+	a.printDaemon(s)
+	a.printNodes(s.Nodes)
+	a.printConfigurations(s.Nodes)
+}
+
+// placeOf names a gap's certificate, and the HAProxy where it is one's alone.
+func placeOf(gap cluster.Gap) string {
+	if gap.Proxy == "" {
+		return gap.Slot.String()
+	}
+	return gap.Slot.String() + " in " + gap.Proxy
+}
+
+// printDaemon tells what the daemon is doing, and on standard error what is wrong with that.
+func (a *app) printDaemon(s statusReport) {
+	d := s.Daemon
+	if d == nil {
+		fmt.Fprintln(a.stdout, "daemon: none runs on this node")
+		return
+	}
+	fmt.Fprintf(a.stdout, "daemon: %s, process %d, since %s\n", d.Version, d.Pid, moment(d.Started, s.Time))
+	fmt.Fprintf(a.stdout, "passes: %s; next %s\n", d.passes(s.Time), moment(d.Next, s.Time))
+	if d.Page != "" {
+		fmt.Fprintf(a.stdout, "page: %s\n", d.Page)
+	}
+	for _, wrong := range []struct{ what, text, hint string }{
+		{"no pass could be made", d.Error, d.Hint},
+		{"the configuration was refused, the one before is in use", d.Configuration, d.ConfigurationHint},
+		{"the status page is not where it should be", d.PageError, d.PageHint},
+	} {
+		if wrong.text != "" {
+			a.printError(cluster.WithHint(errors.New(prefixLines(wrong.what+": ", wrong.text)), "%s", wrong.hint))
+		}
+	}
+	for _, alarm := range d.Alarms {
+		fmt.Fprintf(a.stderr, "certsync: alarm: %s, since %s: %s\n", alarm.Severity, moment(alarm.Since, s.Time), alarm.Text)
+		if alarm.Hint != "" {
+			fmt.Fprintf(a.stderr, "certsync: hint: %s\n", alarm.Hint)
+		}
+	}
+}
+
+// prefixLines puts a prefix before each line of a text, for one error a line.
+func prefixLines(prefix, text string) string {
+	return prefix + strings.ReplaceAll(text, "\n", "\n"+prefix)
 }
 
 // printNodes prints what is wrong on each node, with the mend, and gives the errors that it printed.

@@ -20,6 +20,44 @@ type Readiness struct {
 // Ready tells that nothing is known to be missing, on a node that could be asked.
 func (r Readiness) Ready() bool { return r.Known && len(r.Gaps) == 0 }
 
+// Count is how many slots the node does not serve as it should, and of how many of those clients would get nothing valid.
+// A slot counts once, however many HAProxies lack it.
+func (r Readiness) Count() (lacking, failing int) {
+	fails := map[cert.Slot]bool{}
+	for _, gap := range r.Gaps {
+		fails[gap.Slot] = fails[gap.Slot] || gap.Fails
+	}
+	for _, f := range fails {
+		if f {
+			failing++
+		}
+	}
+	return len(fails), failing
+}
+
+// Verdict is a line for a person on a node that has so many certificates to serve.
+func (r Readiness) Verdict(certificates int) string {
+	lacking, failing := r.Count()
+	switch {
+	case !r.Known:
+		return "not known: it could not be asked"
+	case lacking == 0:
+		return "ready: it would serve all " + countOf(certificates)
+	case failing == 0:
+		return "not ready: it would serve an earlier one of " + countOf(lacking)
+	case failing == lacking:
+		return "not ready: " + countOf(failing) + " would fail"
+	}
+	return fmt.Sprintf("not ready: %s would fail, and %d more would be an earlier one", countOf(failing), lacking-failing)
+}
+
+func countOf(n int) string {
+	if n == 1 {
+		return "1 certificate"
+	}
+	return fmt.Sprintf("%d certificates", n)
+}
+
 // Gap is a slot that a node does not serve as it should.
 type Gap struct {
 	Slot cert.Slot `json:"slot"`
@@ -33,13 +71,16 @@ type Gap struct {
 	Fails bool `json:"fails,omitempty"`
 }
 
-// Readiness is that of each node of the report, in its order. Slots that are not configured do not count.
-func (r Report) Readiness() []Readiness {
+// Readiness is that of each node of the report, in its order, at its end. Slots that are not configured do not count.
+func (r Report) Readiness() []Readiness { return r.ReadinessAt(r.End) }
+
+// ReadinessAt is Readiness at now: what was seen then may have expired since.
+func (r Report) ReadinessAt(now time.Time) []Readiness {
 	out := make([]Readiness, len(r.Nodes))
 	for i, n := range r.Nodes {
 		out[i] = Readiness{Node: n.Node, Role: n.Role, Known: n.Reachable}
 		if n.Reachable {
-			out[i].Gaps = n.gaps(r.Certificates, r.End)
+			out[i].Gaps = n.gaps(r.Certificates, now)
 		}
 	}
 	return out
@@ -82,13 +123,18 @@ func (n NodeStatus) gaps(certificates []CertificateReport, now time.Time) []Gap 
 func (p Placement) gap(newest cert.Generation, now time.Time) (why string, fails bool) {
 	valid := func(s Sighting) bool { return !s.IsZero() && !s.NotAfter.IsZero() && !now.After(s.NotAfter) }
 	short := newest.Fingerprint.Short()
+	serves := valid(p.Memory) || valid(p.Served)
 	switch {
+	case p.Proxy == "": // the node could do nothing for it, and none of its HAProxies was looked at
+		return "it could not be put in service: " + p.Error, false
 	case !p.Running:
 		return "HAProxy does not run", true
 	case p.Disk.Fingerprint != newest.Fingerprint:
-		return fmt.Sprintf("its file is not generation %s (%s)", short, orNote(p.Disk)), !valid(p.Memory)
+		return fmt.Sprintf("its file is not generation %s (%s)", short, orNote(p.Disk)), !serves
 	case p.Memory.Fingerprint != newest.Fingerprint:
-		return fmt.Sprintf("HAProxy's memory does not hold generation %s (%s)", short, orNote(p.Memory)), !valid(p.Memory)
+		return fmt.Sprintf("HAProxy's memory does not hold generation %s (%s)", short, orNote(p.Memory)), !serves
+	case p.Memory.Note != "": // it belongs to no bind
+		return p.Memory.Note, !valid(p.Served)
 	case p.Proof == Disproven:
 		return fmt.Sprintf("a handshake does not show generation %s (%s)", short, orNote(p.Served)), !valid(p.Served)
 	}

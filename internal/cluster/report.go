@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"cmp"
+	"maps"
+	"slices"
 	"time"
 
 	"certsync/internal/cert"
@@ -35,6 +37,11 @@ const (
 	// Failure: it failed, and the previous state stands.
 	Failure Outcome = "failed"
 )
+
+// Outcomes are all of them, from the best to the worst.
+func Outcomes() []Outcome {
+	return slices.SortedFunc(maps.Keys(outcomeRank), func(a, b Outcome) int { return cmp.Compare(outcomeRank[a], outcomeRank[b]) })
+}
 
 var outcomeRank = map[Outcome]int{Unchanged: 1, Done: 2, Unproven: 3, DiskOnly: 4, Waiting: 5, Skipped: 6, PutOff: 7,
 	NotMaster: 8, Interrupted: 9, RolledBack: 10, Failure: 11}

@@ -34,6 +34,8 @@ type Config struct {
 	CARP    CARP      `yaml:"carp"`
 	SSH     SSH       `yaml:"ssh"`
 	Renew   Renew     `yaml:"renew"`
+	// Listen is the loopback address and port of the status page, the metrics and /healthz; "" for none.
+	Listen string `yaml:"listen"`
 	// StateDir holds the durable state of this node.
 	StateDir string `yaml:"state_dir"`
 	// RunDir holds the two sockets.
@@ -174,6 +176,7 @@ func Default() *Config {
 		CARP:     CARP{Role: roleAuto, Settle: 3 * time.Second, Preempt: true},
 		SSH:      SSH{User: "certsync", KeyFile: "/usr/local/etc/certsync/id_ed25519", KnownHosts: "/usr/local/etc/certsync/known_hosts"},
 		Renew:    Renew{Schedule: "17 */6 * * *", Concurrency: 32},
+		Listen:   "127.0.0.1:9180",
 		StateDir: "/var/db/certsync",
 		RunDir:   "/var/run/certsync",
 	}

@@ -38,6 +38,7 @@ func (d *decoder) validate(c *Config) {
 	if n := c.Renew.Concurrency; n < 1 || n > 1000 {
 		d.failf("renew.concurrency", "%d: not between 1 and 1000", n)
 	}
+	d.listen(c)
 	d.required("state_dir", &c.StateDir)
 	d.required("run_dir", &c.RunDir)
 	d.socketPath("run_dir", filepath.Join(c.RunDir, LocalSocket))

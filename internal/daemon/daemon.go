@@ -16,6 +16,7 @@ import (
 	"certsync/internal/cluster"
 	"certsync/internal/config"
 	"certsync/internal/distribute"
+	"certsync/internal/web"
 )
 
 const (
@@ -57,6 +58,7 @@ type Daemon struct {
 	requests chan *request
 	ended    chan struct{}
 	kick     chan struct{}
+	page     *pageHost
 	// done has the result of the pass under way.
 	done chan outcome
 	// peerTime and endTime are the constants, or what a test sets.
@@ -77,6 +79,8 @@ type Daemon struct {
 	heard   map[Reason]bool // since the loop looked
 	reload  bool            // the configuration is to be read again
 	status  distribute.DaemonStatus
+	counts  web.Counts             // what was done since the start
+	late    time.Duration          // when a full pass should have ended, by the monotonic clock
 	away    map[string]bool        // the peers that the last report could not reach
 	sink    func(cluster.Progress) // who asked for the pass under way
 }
@@ -88,6 +92,7 @@ func New(o Options) *Daemon {
 	d := &Daemon{options: o, log: o.Log, clock: systemClock(), requests: make(chan *request), ended: make(chan struct{}),
 		kick: make(chan struct{}, 1), peerTime: peerTime, endTime: endTime, done: make(chan outcome, 1), told: map[string]bool{},
 		heard: map[Reason]bool{}, away: map[string]bool{}}
+	d.page = newPageHost(web.NewHandler(d.view), o.Log, d.pageMoved)
 	d.watcher = newWatcher(o.Log, d.fileChanged)
 	d.demotion = newDemotion(o.Log, d.update)
 	return d
@@ -178,6 +183,8 @@ func (d *Daemon) start(ctx context.Context, site *Site) {
 		*s = distribute.DaemonStatus{Node: site.Node, Version: d.options.Version, Pid: os.Getpid(), Started: now.wall.UTC(), Next: now.wall.UTC()}
 	})
 	d.beginDemotion(ctx, site, now)
+	d.late = now.up + longTime
+	d.side.Go(func() { d.page.run(ctx) })
 	d.side.Go(func() { d.watcher.run(ctx) })
 	d.watcher.follow(ctx, d.watched(site))
 	d.enter(ctx, site)

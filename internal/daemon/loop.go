@@ -195,6 +195,9 @@ func (d *Daemon) passEnded(o outcome) {
 	d.mu.Lock()
 	d.sink = nil
 	d.noteEnd(o, next)
+	if isFull(r.job, o) {
+		d.noteFull(now)
+	}
 	d.mu.Unlock()
 	d.logPass(r, now, o)
 	if r.request != nil {
@@ -220,10 +223,9 @@ func (d *Daemon) pruned(r *run, now instant, o outcome) {
 
 // noteEnd writes a pass's result into the status. d.mu is held.
 func (d *Daemon) noteEnd(o outcome, next time.Time) {
-	d.status.Passing, d.status.Next, d.status.Error = nil, next, ""
-	if o.err != nil {
-		d.status.Error = o.err.Error()
-	}
+	d.status.Passing, d.status.Next = nil, next
+	d.status.Error, d.status.Hint = textOf(o.err), cluster.HintOf(o.err)
+	d.counts.Count(o.report, o.err)
 	if o.err == nil || !o.report.End.IsZero() { // else there is no report
 		d.status.Last = &o.report
 	}
@@ -274,7 +276,7 @@ func (d *Daemon) reread(ctx context.Context, now instant, asked bool) {
 		d.refuse(err, asked)
 		return
 	}
-	d.update(func(s *distribute.DaemonStatus) { s.Configuration = "" })
+	d.update(func(s *distribute.DaemonStatus) { s.Configuration, s.ConfigurationHint = "", "" })
 	d.scheduler.follow(site.Node, site.Schedule, now)
 	d.watcher.follow(ctx, d.watched(site))
 	d.enter(ctx, site)
@@ -302,7 +304,9 @@ func (d *Daemon) fits(site *Site) error {
 // refuse tells why the configuration does not take over: where nobody asked, once.
 func (d *Daemon) refuse(err error, asked bool) {
 	var before string
-	d.update(func(s *distribute.DaemonStatus) { before, s.Configuration = s.Configuration, err.Error() })
+	d.update(func(s *distribute.DaemonStatus) {
+		before, s.Configuration, s.ConfigurationHint = s.Configuration, err.Error(), cluster.HintOf(err)
+	})
 	if asked || before != err.Error() {
 		d.logError("the configuration is not taken over, the one before goes on", err)
 	}

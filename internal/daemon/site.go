@@ -15,6 +15,8 @@ import (
 type Site struct {
 	// Node is this node's name. It, StateDir and RunDir cannot change while the daemon runs.
 	Node, StateDir, RunDir string
+	// Listen is where the status page is to be, a host and a port; "" for nowhere.
+	Listen string
 	// Schedule is when full passes are made.
 	Schedule cron.Schedule
 	// Peers are the names of the other nodes.
@@ -57,6 +59,7 @@ type tenancy struct {
 func (d *Daemon) enter(ctx context.Context, site *Site) {
 	t := &tenancy{Site: site}
 	t.ctx, t.end = context.WithCancel(ctx)
+	d.page.move(site.Listen)
 	d.mu.Lock()
 	before := d.current
 	d.current = t

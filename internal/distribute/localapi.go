@@ -71,11 +71,19 @@ type DaemonStatus struct {
 	Role    cluster.Role `json:"role"`
 	// Started is when the daemon began.
 	Started time.Time `json:"started"`
+	// Page is the URL of the status page, "" where there is none. PageError tells why it is not where the configuration
+	// wants it, and PageHint the mend.
+	Page      string `json:"page,omitempty"`
+	PageError string `json:"page_error,omitempty"`
+	PageHint  string `json:"page_hint,omitempty"`
 	// Passing has the reasons of the pass that is under way.
 	Passing []string `json:"passing,omitempty"`
-	// Last is the report of the last pass, nil before the first has ended; Error why none could be made.
+	// Last is the report of the last pass, nil before the first has ended; Error why none could be made, and Hint the mend.
 	Last  *cluster.Report `json:"last,omitempty"`
 	Error string          `json:"error,omitempty"`
+	Hint  string          `json:"hint,omitempty"`
+	// ConfigurationHint is the mend of Configuration.
+	ConfigurationHint string `json:"configuration_hint,omitempty"`
 	// Next is when the next pass is made, as far as is known now.
 	Next time.Time `json:"next,omitzero"`
 	// Configuration tells why the configuration file, as it is now, has not taken over; "" where it has.
@@ -84,6 +92,8 @@ type DaemonStatus struct {
 	// not be changed.
 	Demoted       string `json:"demoted,omitempty"`
 	DemotionError string `json:"demotion_error,omitempty"`
+	// Alarms are those that stand, the urgent ones first.
+	Alarms []cluster.Alarm `json:"alarms,omitempty"`
 }
 
 // LocalStatus is the answer to GET /v1/status.

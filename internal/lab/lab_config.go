@@ -24,6 +24,8 @@ type (
 		SSH          configSSH           `yaml:"ssh"`
 		StateDir     string              `yaml:"state_dir"`
 		RunDir       string              `yaml:"run_dir"`
+		// Listen stays empty: the nodes of a lab are on one machine, where a port is one's alone.
+		Listen string `yaml:"listen"`
 	}
 	configNode struct {
 		Name    string `yaml:"name"`
