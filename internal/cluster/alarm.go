@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	"certsync/internal/cert"
@@ -34,6 +35,8 @@ const (
 	AlarmOtherConfiguration AlarmKind = "other_configuration"
 	// AlarmOtherVersion: a node runs another version of certsync.
 	AlarmOtherVersion AlarmKind = "other_version"
+	// AlarmSilent: the MASTER answers, and makes no passes.
+	AlarmSilent AlarmKind = "master_silent"
 	// AlarmTwoMasters: more than one node says that it is MASTER.
 	AlarmTwoMasters AlarmKind = "two_masters"
 	// AlarmNoMaster: no node says that it is MASTER, or none that can be heard.
@@ -90,4 +93,49 @@ func (a Alarm) ID() AlarmID { return AlarmID{a.Kind, a.Slot, a.Node, a.Subject} 
 func (a Alarm) Compare(b Alarm) int {
 	return cmp.Or(-compareBool(a.Severity == Urgent, b.Severity == Urgent), cmp.Compare(a.Kind, b.Kind), a.Slot.Compare(b.Slot),
 		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Subject, b.Subject))
+}
+
+// AlarmEntry is what a node remembers of an alarm.
+type AlarmEntry struct {
+	Alarm
+	// By is the node that told of it first, Told when it was told last; both zero where nobody was told yet.
+	By   string    `json:"by,omitempty"`
+	Told time.Time `json:"told,omitzero"`
+	// Ended is when it was found not to stand any more, EndTold when that was told; zero while it stands.
+	Ended   time.Time `json:"ended,omitzero"`
+	EndTold time.Time `json:"end_told,omitzero"`
+	// Rises are when it came up, as far as that is not long ago; Flaps is how many of them were told as one coming and
+	// going, 0 where it does not.
+	Rises []time.Time `json:"rises,omitempty"`
+	Flaps int         `json:"flaps,omitempty"`
+	// Unsent tells that what was to be told has not reached anybody yet.
+	Unsent bool `json:"unsent,omitempty"`
+}
+
+// AlarmBook is what a node remembers of alarms, over a restart too; its peers have it from the inventory.
+type AlarmBook struct {
+	// Judged is when the node's daemon last looked for alarms, after a pass.
+	Judged  time.Time    `json:"judged,omitzero"`
+	Entries []AlarmEntry `json:"entries,omitempty"`
+	// Master is the node that was last heard to be MASTER, and MasterSeen when.
+	Master     string    `json:"master,omitempty"`
+	MasterSeen time.Time `json:"master_seen,omitzero"`
+	// Heard are the told alarms of each peer, as of when it last answered. It is not in an inventory.
+	Heard map[string][]AlarmEntry `json:"heard,omitempty"`
+}
+
+// MaxTold bounds the entries of AlarmBook.Public.
+const MaxTold = 1000
+
+// Public is what peers are told of a book: the entries that were told, the urgent ones first.
+func (b AlarmBook) Public() AlarmBook {
+	out := AlarmBook{Judged: b.Judged, Master: b.Master, MasterSeen: b.MasterSeen}
+	for _, e := range b.Entries {
+		if !e.Told.IsZero() {
+			out.Entries = append(out.Entries, e)
+		}
+	}
+	slices.SortStableFunc(out.Entries, func(a, b AlarmEntry) int { return a.Compare(b.Alarm) })
+	out.Entries = out.Entries[:min(len(out.Entries), MaxTold)]
+	return out
 }

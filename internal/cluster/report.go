@@ -137,6 +137,8 @@ type NodeStatus struct {
 	Unconfigured []cert.Slot `json:"unconfigured,omitempty"`
 	// Problems are the state files that were set aside, and other things that a person must look at.
 	Problems []string `json:"problems,omitempty"`
+	// Alarms are those that a peer said in its inventory that it told of; nil where it did not say.
+	Alarms *AlarmBook `json:"alarms,omitempty"`
 }
 
 // CertificateReport is what a pass found and did for one slot.
@@ -177,6 +179,8 @@ type Report struct {
 	// Nodes has this node first, then the peers as configured.
 	Nodes    []NodeStatus `json:"nodes"`
 	Warnings []string     `json:"warnings,omitempty"`
+	// Budgets are those of the warnings that tell of a limit of the CA which is nearly spent: WHAT: TEXT.
+	Budgets []string `json:"budgets,omitempty"`
 	// Next is the earliest Next of the certificates: when a pass is to be made without anything having happened. Zero
 	// where none is.
 	Next time.Time `json:"next,omitzero"`
