@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -19,8 +20,10 @@ import (
 	"certsync/internal/cert"
 	"certsync/internal/cluster"
 	"certsync/internal/config"
+	"certsync/internal/daemon"
 	"certsync/internal/distribute"
 	"certsync/internal/haproxy"
+	"certsync/internal/notify"
 	"certsync/internal/reconcile"
 	"certsync/internal/store"
 )
@@ -35,6 +38,7 @@ var (
 	_ roles            = (*carp.Static)(nil)
 	_ roles            = (*carp.Auto)(nil)
 	_ distribute.Local = (*reconcile.Node)(nil)
+	_ daemon.Target    = (*notify.Target)(nil)
 )
 
 // wiring is the program put together from the configuration. This file alone builds adapters.
@@ -72,7 +76,7 @@ func (a *app) wire(progress func(cluster.Progress)) (*wiring, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.node = &reconcile.Node{Settings: settings, Store: w.store, Now: time.Now}
+	w.node = &reconcile.Node{Settings: settings, Store: w.store, Now: time.Now, Alarms: w.store.Alarms}
 	if err := w.wireRoles(self, a.configPath); err != nil {
 		return nil, err
 	}
@@ -291,4 +295,23 @@ func (w *wiring) dns(certificate string) (acme.DNSConfig, error) {
 			Interval: p.Interval, Sequence: p.Sequence}, nil
 	}
 	return acme.DNSConfig{}, fmt.Errorf("certificate %q: not in the configuration", certificate)
+}
+
+// targets are those who are to be notified: all that is wrong with their URLs comes at once.
+func targets(cfg *config.Config) ([]*notify.Target, error) {
+	urls, err := cfg.NotifyURLs()
+	if err != nil {
+		return nil, err
+	}
+	var all []*notify.Target
+	var errs []error
+	for i, u := range urls {
+		t, err := notify.New(u)
+		if err != nil {
+			errs = append(errs, cluster.WithHint(fmt.Errorf("notify, URL %d: %w", i+1, err), "%s", cluster.HintOf(err)))
+			continue
+		}
+		all = append(all, t)
+	}
+	return all, errors.Join(errs...)
 }

@@ -66,6 +66,8 @@ type DaemonStatus struct {
 	Next time.Time `json:"next,omitzero"`
 	// Configuration tells why the configuration file, as it is now, has not taken over; "" where it has.
 	Configuration string `json:"configuration,omitempty"`
+	// Alarms are those that stand, the urgent ones first.
+	Alarms []cluster.Alarm `json:"alarms,omitempty"`
 }
 
 // LocalStatus is the answer to GET /v1/status.
