@@ -54,7 +54,7 @@ func New(raw string) (*Target, error) {
 	}
 	service, _, _ := strings.Cut(strings.ToLower(u.Scheme), "+")
 	if !slices.Contains(Services(), service) {
-		return nil, cluster.Usage(fmt.Errorf("%.20q: not one of the notification services", service))
+		return nil, cluster.Usage(errors.New("its scheme is none of the notification services"))
 	}
 	t := &Target{name: nameOf(service, u), key: fmt.Sprintf("%x", sha256.Sum256([]byte(raw))), service: service, scrub: newScrubber(raw, u),
 		left: make(chan struct{}, maxLeft)}
