@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -227,5 +229,43 @@ func TestAPanicOfTheLibraryIsAnError(t *testing.T) {
 	err := target.Send(t.Context(), "s", "t")
 	if err == nil || !strings.Contains(err.Error(), "mistake in the notification library") {
 		t.Errorf("error: %v", err)
+	}
+}
+
+func TestAServiceThatLogsInIsNotAskedBeforeAMessage(t *testing.T) {
+	h := newHook(t, nil)
+	h.code = http.StatusForbidden
+	target := mustNew(t, "matrix://me:t0psecret@"+h.Listener.Addr().String()+"/?rooms=!a:b&disabletls=yes")
+	h.mu.Lock()
+	asked := len(h.got)
+	h.mu.Unlock()
+	if asked != 0 {
+		t.Errorf("asked %d times while the configuration was read", asked)
+	}
+	err := target.Send(t.Context(), "s", "t")
+	if err == nil || len(h.got) == 0 {
+		t.Errorf("error %v after %d questions", err, len(h.got))
+	}
+	noSecret(t, err)
+}
+
+// TestTheURLsOfTheGuideAreTaken puts something of the right form in each place of the guide's URLs.
+func TestTheURLsOfTheGuideAreTaken(t *testing.T) {
+	guide, err := os.ReadFile("../../docs/notifications.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill := strings.NewReplacer("hook:T.../B.../...", "hook:T00000000-B00000000-XXXXXXXXXXXXXXXXXXXXXXXX", "xoxb:TOKEN@CHANNEL", "xoxb:123456789012-1234567890123-4mt0t4l1YL3g1T5L4cK70k3N@C001CHANNEL",
+		"telegram://TOKEN", "telegram://110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw0", "gotify://HOST/TOKEN", "gotify://HOST/Aaa.bbb.ccc.ddd",
+		"INTEGRATIONKEY", "0123456789abcdef0123456789abcdef", "HOST", "host.example.org")
+	n := 0
+	for _, raw := range regexp.MustCompile("`([a-z+]+://[^`]+)`").FindAllStringSubmatch(string(guide), -1) {
+		n++
+		if _, err := New(fill.Replace(raw[1])); err != nil {
+			t.Errorf("%s: %v", raw[1], err)
+		}
+	}
+	if n < 12 {
+		t.Errorf("the guide has %d URLs", n)
 	}
 }

@@ -51,7 +51,14 @@ func (t *Target) send(subject, text string) error {
 	if t.service == "generic" {
 		params.SetTitle(subject) // for its template=json
 	}
-	return t.sender.Send(text, &params)
+	sender := t.sender
+	if online[t.service] {
+		var err error
+		if sender, err = t.locate(); err != nil {
+			return err
+		}
+	}
+	return sender.Send(text, &params)
 }
 
 func (t *Target) failure(err error) error {

@@ -25,6 +25,10 @@ var refused = map[string]bool{"logger": true}
 var hosted = map[string]bool{"bark": true, "generic": true, "gotify": true, "lark": true, "matrix": true, "mattermost": true, "ntfy": true,
 	"rocketchat": true, "signal": true, "smtp": true}
 
+// online are the services with which the library logs in as soon as it reads the URL: that is left to each send, for a
+// configuration is read without a network, and in no time.
+var online = map[string]bool{"matrix": true}
+
 // untitled are the services that show no title, or refuse one: there the subject is the first line of the text.
 var untitled = map[string]bool{"generic": true, "googlechat": true, "hangouts": true, "mattermost": true, "pagerduty": true, "rocketchat": true,
 	"signal": true, "wecom": true}
@@ -40,7 +44,9 @@ func Services() []string {
 type Target struct {
 	name, key string
 	service   string
-	sender    types.Sender
+	// sender is nil where each send makes its own, from raw.
+	sender types.Sender
+	raw    cluster.Secret
 	scrub     scrubber
 	// left holds a place for each send under way, also for those that were given up.
 	left chan struct{}
@@ -57,9 +63,12 @@ func New(raw string) (*Target, error) {
 		return nil, cluster.Usage(errors.New("its scheme is none of the notification services"))
 	}
 	t := &Target{name: nameOf(service, u), key: fmt.Sprintf("%x", sha256.Sum256([]byte(raw))), service: service, scrub: newScrubber(raw, u),
-		left: make(chan struct{}, maxLeft)}
+		left: make(chan struct{}, maxLeft), raw: cluster.Secret(raw)}
+	if online[service] {
+		return t, nil
+	}
 	err = t.safely(func() error {
-		t.sender, err = (&router.ServiceRouter{}).Locate(raw)
+		t.sender, err = t.locate()
 		return err
 	})
 	if err != nil {
@@ -74,6 +83,11 @@ func nameOf(service string, u *url.URL) string {
 		return service + " at " + u.Host
 	}
 	return service
+}
+
+// locate has the library read the URL.
+func (t *Target) locate() (types.Sender, error) {
+	return (&router.ServiceRouter{}).Locate(string(t.raw))
 }
 
 // Name is fit for a log: the service, and its server where it has one.
