@@ -47,7 +47,7 @@ type Target struct {
 	// sender is nil where each send makes its own, from raw.
 	sender types.Sender
 	raw    cluster.Secret
-	scrub     scrubber
+	scrub  scrubber
 	// left holds a place for each send under way, also for those that were given up.
 	left chan struct{}
 }
