@@ -76,6 +76,22 @@ func TestAlarmsOfANewerFormatAreLeftAlone(t *testing.T) {
 	}
 }
 
+func TestAlarmsKilledAnywhereAreThoseOfBeforeOrAfter(t *testing.T) {
+	for point, want := range map[string]string{"store.temp": "proxy1", "store.written": "proxy1", "store.rename": "proxy1", "store.renamed": "proxy2", "store.alarms": "proxy2"} {
+		s := fresh(t)
+		if err := s.KeepAlarms(t.Context(), cluster.AlarmBook{Master: "proxy1"}); err != nil {
+			t.Fatal(err)
+		}
+		if !killed(t, child(t, point, s.dir, "alarms", "proxy2")) {
+			t.Errorf("%s: the child passed the failpoint alive", point)
+		}
+		if book, err := s.Alarms(t.Context()); err != nil || book.Master != want {
+			t.Errorf("%s: %s (%v), want %s", point, book.Master, err, want)
+		}
+		cleanAfterKill(t, s)
+	}
+}
+
 func TestAFullDiskKeepsTheAlarmsOfBefore(t *testing.T) {
 	s := fresh(t)
 	before := someAlarms()
