@@ -157,7 +157,7 @@ var mistakes = []struct {
 	{"key in the wrong place", "carp: {", "email: a@b.org\ncarp: {", `7: unknown key "email"; did you mean acme.email?`},
 	{"key of a later version", "carp: {", "drills: []\ncarp: {", `7: unknown key "drills"; the nearest is "dns" (known here: acme, carp, certificates, dns, haproxy, node, nodes, notify, renew, run_dir, ssh, state_dir)`},
 	{"a URL without a scheme", "carp: {", "notify: [hooks.example.org/t0psecret]\ncarp: {", `7: notify[0]: not a URL such as ntfy://ntfy.sh/TOPIC, or file:PATH`},
-	{"a URL of the web", "carp: {", "notify: ['https://hooks.example.org/t0psecret']\ncarp: {", `7: notify[0]: https is none of the notification services; a webhook is generic+https://...`},
+	{"a URL of the web", "carp: {", "notify: ['https://hooks.example.org/t0psecret']\ncarp: {", `7: notify[0]: https is none of the notification services; a webhook is generic+https://HOST/PATH`},
 	{"a URL of an unknown service", "carp: {", "notify: ['t0psecret://example.org/t0psecret']\ncarp: {", "7: notify[0]: its scheme is none of the notification services: bark, discord, generic, googlechat, gotify, hangouts, ifttt, join, lark, matrix, mattermost, notifiarr, ntfy, opsgenie, pagerduty, pushbullet, pushover, rocketchat, signal, slack, smtp, teams, telegram, wecom, zulip"},
 	{"a URL that is none", "carp: {", "notify: ['ntfy://%t0psecret']\ncarp: {", `7: notify[0]: not a URL such as ntfy://ntfy.sh/TOPIC, or file:PATH`},
 	{"a relative file of URLs", "carp: {", "notify: [file:notify.txt]\ncarp: {", `7: notify[0]: file: wants the absolute path of a file, as in file:/usr/local/etc/certsync/notify`},

@@ -45,7 +45,7 @@ func checkNotifyURL(text string) error {
 	case slices.Contains(notifyServices, service):
 		return nil
 	case service == "http" || service == "https":
-		return fmt.Errorf("%s is none of the notification services; a webhook is generic+%s://...", service, service)
+		return fmt.Errorf("%s is none of the notification services; a webhook is generic+%s://HOST/PATH", service, service)
 	}
 	return fmt.Errorf("its scheme is none of the notification services: %s", strings.Join(notifyServices, ", "))
 }
