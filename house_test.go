@@ -15,8 +15,8 @@ import (
 var floors = map[string]int{
 	"internal/cert": 0, "internal/cert/certtest": 0, "internal/cluster": 0, "internal/failpoint": 0, "internal/fileid": 0,
 	"internal/acme": 1, "internal/acme/providers": 1, "internal/store": 1, "internal/haproxy": 1, "internal/haproxy/haconf": 1, "internal/haproxy/haproxytest": 1,
-	"internal/distribute": 1, "internal/carp": 1, "internal/config": 1,
-	"internal/reconcile": 2, "internal/bootstrap": 2, "internal/bootstrap/bootstraptest": 2, "internal/bootstrap/sysfile": 2,
+	"internal/distribute": 1, "internal/carp": 1, "internal/config": 1, "internal/notify": 1,
+	"internal/reconcile": 2, "internal/alarm": 2, "internal/bootstrap": 2, "internal/bootstrap/bootstraptest": 2, "internal/bootstrap/sysfile": 2,
 	"internal/daemon": 3,
 	"internal/lab":    4,
 	"internal/web":    1,

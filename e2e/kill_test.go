@@ -152,6 +152,7 @@ const reloadKills = "HAProxy is reloaded for what cannot be changed at run time:
 // elsewhere are the places that neither scenario passes, and where they are killed instead.
 var elsewhere = map[string]string{
 	"store.aside":        "a state file that is torn is set aside: internal/store",
+	"store.alarms":       "what was told of alarms is kept, by the daemon: internal/store",
 	"haproxy.retired":    "a certificate goes from one key type to both: internal/haproxy",
 	"store.remove":       "a generation or a record that is too old is dropped: internal/store",
 	"haproxy.prune.kept": pruneKills, "haproxy.prune.unloaded": pruneKills, "haproxy.prune.unlisted": pruneKills, "haproxy.prune.removed": pruneKills,

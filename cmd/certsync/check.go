@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -66,6 +67,10 @@ func checkFiles(cfg *config.Config) error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if files := cfg.NotifyFiles(); len(files) == 0 || !slices.ContainsFunc(files, func(f string) bool { return !readable(f) }) {
+		_, err := targets(cfg)
+		errs = append(errs, err) // nil where nothing is wrong
 	}
 	for _, h := range cfg.HAProxy {
 		if info, err := os.Stat(h.BundleDir); err != nil || !info.IsDir() {

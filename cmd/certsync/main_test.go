@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":    exits,
 			"ca":       startCA,
+			"webhook":  startWebhook,
 			"mode":     setMode,
 			"envsubst": substitute,
 			"sshkey":   makeKey,

@@ -72,7 +72,7 @@ disk only; 5 put off by a rate limit or a back-off.`,
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.PersistentFlags().StringVarP(&a.configPath, "config", "c", config.DefaultPath, "the configuration file")
-	root.AddCommand(a.runCommand(), a.issueCommand(), a.renewCommand(), a.syncCommand(), a.statusCommand(), a.pruneCommand(), a.rollbackCommand(), a.revokeCommand(), a.bootstrapCommand(), a.carpCommand(), a.eventCommand(), a.checkCommand(), a.versionCommand(), a.servePeerCommand())
+	root.AddCommand(a.runCommand(), a.issueCommand(), a.renewCommand(), a.syncCommand(), a.statusCommand(), a.pruneCommand(), a.rollbackCommand(), a.revokeCommand(), a.bootstrapCommand(), a.carpCommand(), a.eventCommand(), a.checkCommand(), a.notifyCommand(), a.versionCommand(), a.servePeerCommand())
 	return root
 }
 

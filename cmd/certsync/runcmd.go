@@ -83,6 +83,10 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 	if err != nil {
 		return nil, err
 	}
+	told, err := targets(w.config)
+	if err != nil {
+		return nil, err
+	}
 	s := &daemon.Site{Node: w.node.Settings.Node, StateDir: w.config.StateDir, RunDir: w.config.RunDir, Schedule: schedule,
 		Watched: w.watched(configPath), Listen: w.config.Listen,
 		Lock: func(ctx context.Context) (func(), error) { return w.store.LockActor(ctx, "run") },
@@ -93,7 +97,11 @@ func (w *wiring) site(configPath string) (*daemon.Site, error) {
 			return r.Pass(ctx, wantedOf(job))
 		},
 		Status: w.statuses, WatchRole: w.roles.Watch, WakeRole: w.wakeRole, Answers: w.answers, PeerAPI: w.handler(), Close: w.close,
-		Demoter: demoter, DemoteUnready: w.config.CARP.DemoteUnready}
+		Demoter: demoter, DemoteUnready: w.config.CARP.DemoteUnready,
+		Alarms: w.store.Alarms, KeepAlarms: w.store.KeepAlarms}
+	for _, t := range told {
+		s.Notify = append(s.Notify, t)
+	}
 	for _, p := range w.peers {
 		s.Peers = append(s.Peers, p.Name())
 	}
@@ -122,6 +130,7 @@ func (w *wiring) watched(configPath string) []daemon.Watched {
 	for _, one := range c.Certificates {
 		files = append(files, one.DNS.EnvFile)
 	}
+	files = append(files, c.NotifyFiles()...)
 	slices.Sort(files)
 	var out []daemon.Watched
 	for _, f := range slices.Compact(files) {

@@ -24,6 +24,7 @@ import (
 	"certsync/internal/distribute"
 	"certsync/internal/fileid"
 	"certsync/internal/haproxy"
+	"certsync/internal/notify"
 	"certsync/internal/reconcile"
 	"certsync/internal/store"
 )
@@ -40,6 +41,7 @@ var (
 	_ roles             = (*carp.Auto)(nil)
 	_ distribute.Local  = (*reconcile.Node)(nil)
 	_ daemon.Demoter    = (*carp.Demotion)(nil)
+	_ daemon.Target     = (*notify.Target)(nil)
 )
 
 var _ reconcile.Revoker = (*acme.Client)(nil) // which is optional
@@ -79,7 +81,7 @@ func (a *app) wire(progress func(cluster.Progress)) (*wiring, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.node = &reconcile.Node{Settings: settings, Store: w.store, Now: time.Now}
+	w.node = &reconcile.Node{Settings: settings, Store: w.store, Now: time.Now, Alarms: w.store.Alarms}
 	if err := w.wireRoles(self, a.configPath); err != nil {
 		return nil, err
 	}
@@ -321,4 +323,23 @@ func (w *wiring) dns(certificate string) (acme.DNSConfig, error) {
 			Interval: p.Interval, Sequence: p.Sequence}, nil
 	}
 	return acme.DNSConfig{}, fmt.Errorf("certificate %q: not in the configuration", certificate)
+}
+
+// targets are those who are to be notified: all that is wrong with their URLs comes at once.
+func targets(cfg *config.Config) ([]*notify.Target, error) {
+	urls, err := cfg.NotifyURLs()
+	if err != nil {
+		return nil, err
+	}
+	var all []*notify.Target
+	var errs []error
+	for i, u := range urls {
+		t, err := notify.New(u)
+		if err != nil {
+			errs = append(errs, cluster.WithHint(fmt.Errorf("notify, URL %d: %w", i+1, err), "%s", cluster.HintOf(err)))
+			continue
+		}
+		all = append(all, t)
+	}
+	return all, errors.Join(errs...)
 }

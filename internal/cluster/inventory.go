@@ -71,6 +71,8 @@ type Inventory struct {
 	Digest string `json:"digest"`
 	// Generations are those held, every one of every slot.
 	Generations []cert.Generation `json:"generations,omitempty"`
+	// Alarms are those that the node told of; nil from one that does not say.
+	Alarms *AlarmBook `json:"alarms,omitempty"`
 	Records
 }
 

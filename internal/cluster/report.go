@@ -144,6 +144,8 @@ type NodeStatus struct {
 	Unconfigured []cert.Slot `json:"unconfigured,omitempty"`
 	// Problems are the state files that were set aside, and other things that a person must look at.
 	Problems []string `json:"problems,omitempty"`
+	// Alarms are those that a peer said in its inventory that it told of; nil where it did not say.
+	Alarms *AlarmBook `json:"alarms,omitempty"`
 }
 
 // CertificateReport is what a pass found and did for one slot.
@@ -189,6 +191,8 @@ type Report struct {
 	Warnings []string     `json:"warnings,omitempty"`
 	// Revocations are those that were asked for and had not ended before this pass.
 	Revocations []RevocationReport `json:"revocations,omitempty"`
+	// Budgets are those of the warnings that tell of a limit of the CA which is nearly spent: WHAT: TEXT.
+	Budgets []string `json:"budgets,omitempty"`
 	// Next is the earliest Next of the certificates: when a pass is to be made without anything having happened. Zero
 	// where none is.
 	Next time.Time `json:"next,omitzero"`

@@ -40,6 +40,8 @@ type Config struct {
 	StateDir string `yaml:"state_dir"`
 	// RunDir holds the two sockets.
 	RunDir string `yaml:"run_dir"`
+	// Notify are URLs of notification services, which are secrets, and file:PATH for files of such; NotifyURLs gives all.
+	Notify []string `yaml:"notify"`
 
 	file string
 }

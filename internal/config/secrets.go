@@ -26,6 +26,9 @@ func (c *Config) secrets() []secret {
 	for i, one := range c.Certificates {
 		all = append(all, secret{path: fmt.Sprintf("certificates[%d].dns.env_file", i), file: one.DNS.EnvFile, group: true})
 	}
+	for _, file := range c.NotifyFiles() {
+		all = append(all, secret{path: "notify", file: file, group: true})
+	}
 	if len(c.Nodes) > 1 {
 		all = append(all, secret{path: "ssh.key_file", file: c.SSH.KeyFile})
 	}

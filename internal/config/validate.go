@@ -42,6 +42,7 @@ func (d *decoder) validate(c *Config) {
 	d.required("state_dir", &c.StateDir)
 	d.required("run_dir", &c.RunDir)
 	d.socketPath("run_dir", filepath.Join(c.RunDir, LocalSocket))
+	d.notify(c)
 	d.folders(c)
 	d.files(c)
 }

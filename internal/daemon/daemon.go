@@ -52,6 +52,8 @@ type Daemon struct {
 	log     *slog.Logger
 	clock   clock
 	watcher *watcher
+	keeper  *keeper
+	outbox  *outbox
 	// side are all goroutines of Run.
 	side sync.WaitGroup
 	// requests are what commands ask for, until ended is closed; kick has the loop look at what was heard.
@@ -83,6 +85,7 @@ type Daemon struct {
 	late    time.Duration          // when a full pass should have ended, by the monotonic clock
 	away    map[string]bool        // the peers that the last report could not reach
 	sink    func(cluster.Progress) // who asked for the pass under way
+	watchAt *time.Time             // when a pass is to be made for the alarms' sake, where that changed; zero for never
 }
 
 var _ distribute.Actor = (*Daemon)(nil)
@@ -95,6 +98,10 @@ func New(o Options) *Daemon {
 	d.page = newPageHost(web.NewHandler(d.view), o.Log, d.pageMoved)
 	d.watcher = newWatcher(o.Log, d.fileChanged)
 	d.demotion = newDemotion(o.Log, d.update)
+	d.keeper = newKeeper()
+	d.outbox = newOutbox(o.Log, func(ids []cluster.AlarmID) {
+		d.keeper.put(func() { d.keeper.delivered = append(d.keeper.delivered, ids...) })
+	})
 	return d
 }
 
@@ -188,6 +195,7 @@ func (d *Daemon) start(ctx context.Context, site *Site) {
 	d.side.Go(func() { d.watcher.run(ctx) })
 	d.watcher.follow(ctx, d.watched(site))
 	d.enter(ctx, site)
+	d.side.Go(func() { d.keepAlarms(ctx) })
 	d.side.Go(func() { d.askPeers(ctx) })
 	d.side.Go(func() { d.hearHangups(ctx) })
 }

@@ -82,7 +82,12 @@ func (d *Daemon) gather(ctx context.Context, now instant) {
 	heard, reload := d.heard, d.reload
 	d.heard, d.reload = map[Reason]bool{}, false
 	broken := d.status.Configuration != ""
+	watchAt := d.watchAt
+	d.watchAt = nil
 	d.mu.Unlock()
+	if watchAt != nil {
+		d.scheduler.watch(now, *watchAt)
+	}
 	if reload || broken && now.up-d.triedAt >= againTime {
 		d.reread(ctx, now, reload)
 	}
@@ -200,6 +205,7 @@ func (d *Daemon) passEnded(o outcome) {
 	}
 	d.mu.Unlock()
 	d.logPass(r, now, o)
+	d.look(r, o, now)
 	if r.request != nil {
 		r.request.done <- o
 	}
@@ -307,6 +313,9 @@ func (d *Daemon) refuse(err error, asked bool) {
 	d.update(func(s *distribute.DaemonStatus) {
 		before, s.Configuration, s.ConfigurationHint = s.Configuration, err.Error(), cluster.HintOf(err)
 	})
+	if before != err.Error() && d.watchesAlarms() {
+		d.wake(Watch)
+	}
 	if asked || before != err.Error() {
 		d.logError("the configuration is not taken over, the one before goes on", err)
 	}

@@ -23,6 +23,8 @@ const (
 	Retry Reason = "retry"
 	// Settle: something was not in service yet after the last pass.
 	Settle Reason = "settle"
+	// Watch: something may have become an alarm, or be none any more.
+	Watch Reason = "watch"
 	// Clock: the clock was set, or the machine slept.
 	Clock Reason = "clock"
 	// RoleChange: CARP gave this node another role.
@@ -43,7 +45,7 @@ const (
 	Asked Reason = "command"
 )
 
-var reasons = [...]Reason{Started, Scheduled, Due, Retry, Settle, Clock, RoleChange, Configuration, Bundles, Proxy, PeerBack, Hangup, Event, Asked}
+var reasons = [...]Reason{Started, Scheduled, Due, Retry, Settle, Watch, Clock, RoleChange, Configuration, Bundles, Proxy, PeerBack, Hangup, Event, Asked}
 
 // gaps are how long after the begin of a pass for a reason the same reason leads to another one: the daemon's own
 // writes are among the changes of a bundle folder, and a peer may answer one call and not the next.
@@ -93,8 +95,9 @@ type scheduler struct {
 
 	// seen is the latest look at the clocks.
 	seen instant
-	// full is when the next pass by the schedule is to be made; due what the last report names, zero for nothing.
-	full, due time.Time
+	// full is when the next pass by the schedule is to be made; due what the last report names, and alarms when one may come
+	// up, zero for nothing.
+	full, due, alarms time.Time
 	// retry is when a pass is made again, 0 for never, and retries how many in a row led to it.
 	retry   time.Duration
 	retries int
@@ -167,6 +170,10 @@ func (s *scheduler) look(now instant) {
 		s.wake(Due, now)
 		s.due = time.Time{}
 	}
+	if !s.alarms.IsZero() && !now.wall.Before(s.alarms) {
+		s.wake(Watch, now)
+		s.alarms = time.Time{}
+	}
 	if s.retry != 0 && now.up >= s.retry {
 		s.wake(Retry, now)
 		s.retry = 0
@@ -226,6 +233,14 @@ func (s *scheduler) placed(now instant, all bool) {
 	s.settles++
 }
 
+// watch notes when something may become an alarm; zero for never.
+func (s *scheduler) watch(now instant, at time.Time) {
+	s.alarms = at
+	if !at.IsZero() {
+		s.alarms = latest(at, now.wall.Add(dueGap))
+	}
+}
+
 // pauseAfter is the pause after a number of tries in a row.
 func pauseAfter(tries int) time.Duration { return min(retryFirst<<min(tries, 10), retryMost) }
 
@@ -234,6 +249,9 @@ func (s *scheduler) wait(now instant) time.Duration {
 	wait := min(heartbeat, s.full.Sub(now.wall))
 	if !s.due.IsZero() {
 		wait = min(wait, s.due.Sub(now.wall))
+	}
+	if !s.alarms.IsZero() {
+		wait = min(wait, s.alarms.Sub(now.wall))
 	}
 	for _, at := range []time.Duration{s.retry, s.settle} {
 		if at != 0 {
@@ -251,6 +269,9 @@ func (s *scheduler) upcoming(now instant) time.Time {
 	next := s.full
 	if !s.due.IsZero() {
 		next = earliest(next, s.due)
+	}
+	if !s.alarms.IsZero() {
+		next = earliest(next, s.alarms)
 	}
 	for _, at := range []time.Duration{s.retry, s.settle} {
 		if at != 0 {

@@ -38,6 +38,11 @@ type Site struct {
 	// demoted where it is not ready and another is.
 	Demoter       Demoter
 	DemoteUnready bool
+	// Alarms reads, and KeepAlarms replaces, what is remembered of alarms; both nil where none are looked for.
+	Alarms     func(ctx context.Context) (cluster.AlarmBook, error)
+	KeepAlarms func(ctx context.Context, book cluster.AlarmBook) error
+	// Notify are those who are told of alarms.
+	Notify []Target
 	// PeerAPI answers the peers.
 	PeerAPI http.Handler
 	// Close ends what the Site holds. It is called once, when nothing of it is in use any more.
@@ -65,6 +70,7 @@ func (d *Daemon) enter(ctx context.Context, site *Site) {
 	d.current = t
 	d.mu.Unlock()
 	d.retire(before)
+	d.outbox.follow(ctx, site.Notify)
 	held := d.use()
 	d.side.Go(func() { d.watchRole(held) })
 }

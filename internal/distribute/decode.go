@@ -189,6 +189,8 @@ func decodeInventory(body io.Reader) (cluster.Inventory, error) {
 			return d.value(&i.Digest)
 		case "generations":
 			return list(d, &i.Generations, flat(checkGeneration))
+		case "alarms":
+			return d.alarms(&i.Alarms)
 		}
 		return d.recordsField(&i.Records, key)
 	})
@@ -197,6 +199,40 @@ func decodeInventory(body io.Reader) (cluster.Inventory, error) {
 		err = firstError(checkName("node", i.Node), checkText("version", i.Version, maxText), checkText("digest", i.Digest, maxText))
 	}
 	return i, err
+}
+
+// alarms reads what a peer told of alarms.
+func (d *decoder) alarms(out **cluster.AlarmBook) error {
+	var book cluster.AlarmBook
+	err := d.object(func(key string) error {
+		switch key {
+		case "judged":
+			return d.value(&book.Judged)
+		case "master":
+			return d.text(&book.Master)
+		case "master_seen":
+			return d.value(&book.MasterSeen)
+		case "entries":
+			return list(d, &book.Entries, func(e cluster.AlarmEntry) (int, error) { return len(e.Rises), checkAlarm(e.Alarm) })
+		}
+		return errUnknown
+	})
+	for i := range book.Entries {
+		e := &book.Entries[i]
+		for _, text := range []*string{(*string)(&e.Kind), &e.Node, &e.Subject, &e.Text, &e.Hint, &e.By} {
+			*text = cleanText(*text, maxText)
+		}
+	}
+	*out = &book
+	return err
+}
+
+// checkAlarm wants an alarm that is about a certificate to name one.
+func checkAlarm(a cluster.Alarm) error {
+	if a.Slot == (cert.Slot{}) {
+		return nil
+	}
+	return checkSlot(a.Slot)
 }
 
 func decodeStatus(body io.Reader) (cluster.NodeStatus, error) {

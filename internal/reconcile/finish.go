@@ -76,7 +76,7 @@ func newestOf(held []cert.Generation, tombstones []cluster.Tombstone, slots []ce
 func (p *pass) peerStatus(ctx context.Context, v *peerView, ended bool) cluster.NodeStatus {
 	inv := v.inv()
 	status := cluster.NodeStatus{Node: v.Name(), Reachable: v.reachable(), Role: inv.Role, Time: inv.Time, Version: inv.Version, Digest: inv.Digest,
-		Held: newestOf(inv.Generations, inv.Tombstones, p.slots(inv.Generations))}
+		Held: newestOf(inv.Generations, inv.Tombstones, p.slots(inv.Generations)), Alarms: inv.Alarms}
 	if err := v.unreachable(); err != nil {
 		status.Error, status.Hint = oneLine(err.Error()), cluster.HintOf(err)
 	} else if !ended {

@@ -23,6 +23,8 @@ type Node struct {
 	Proxies  []Proxy
 	// Now is the clock.
 	Now func() time.Time
+	// Alarms reads what the node's daemon remembers of alarms; nil where the peers are not to be told.
+	Alarms func(ctx context.Context) (cluster.AlarmBook, error)
 }
 
 // Inventory tells what this node holds.
@@ -34,7 +36,20 @@ func (n *Node) Inventory(ctx context.Context) (cluster.Inventory, error) {
 	// A role that cannot be read is Unknown; the inventory is given all the same, since a peer may need what is held.
 	seen := n.Roles.View(ctx)
 	return cluster.Inventory{API: cluster.API, Version: n.Settings.Version, Node: n.Settings.Node, Role: seen.Role,
-		Time: n.Now().UTC(), Digest: n.Settings.Digest, Generations: held, Records: records}, nil
+		Time: n.Now().UTC(), Digest: n.Settings.Digest, Generations: held, Alarms: n.alarms(ctx), Records: records}, nil
+}
+
+// alarms are what the peers are told of alarms. A book that cannot be read keeps nothing else from them.
+func (n *Node) alarms(ctx context.Context) *cluster.AlarmBook {
+	if n.Alarms == nil {
+		return nil
+	}
+	book, err := n.Alarms(ctx)
+	if err != nil {
+		return nil
+	}
+	public := book.Public()
+	return &public
 }
 
 // Fetch gives the bundles of generations that are held. Those that are not, or cannot be read, are left out: one bad

@@ -372,6 +372,7 @@ func (p *pass) plan(ctx context.Context) error {
 	}
 	if p.seen.Role == cluster.Master {
 		for _, warning := range newBudget(p.Issuer.Directory(), records, p.Now()).warnings(p.Settings.Certificates) {
+			p.report.Budgets = append(p.report.Budgets, warning)
 			p.warn("%s", warning)
 		}
 	}

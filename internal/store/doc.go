@@ -9,6 +9,7 @@
 //	accounts/THUMBPRINT-DIRECTORY.json      DIRECTORY is a hash of the CA's URL
 //	orders/ID.json
 //	ledger.json, tombstones.json, releases.json, renewals.json, revocations.json
+//	alarms.json                 what the daemon remembers of alarms, for this node alone
 //	tmp/                        files being written; what a kill left there goes at the next change
 //	aside/                      files that were not what they should be, for a person to look at
 //
@@ -22,5 +23,6 @@
 //
 // Under the build tag "failpoint" a change can be killed at store.mkdir (a new slot's folder was made), store.temp (the
 // temporary file is empty), store.written (not yet fsynced), store.rename (fsynced, not yet renamed), store.renamed (the
-// folder is not yet fsynced), store.remove (before a file is dropped) and store.aside (before one is set aside).
+// folder is not yet fsynced), store.remove (before a file is dropped), store.aside (before one is set aside) and
+// store.alarms (alarms.json is durable).
 package store

@@ -5,6 +5,7 @@
 //	child DIR merge RECORDS.json                merges records
 //	child DIR forget NAME                       forgets the ECDSA slot of a name
 //	child DIR read                              reads the records, which sets bad files aside
+//	child DIR alarms NODE                       keeps a book of alarms in which NODE is MASTER
 //	child DIR actor                             takes the actor lock, says "locked", starts a `sleep`, says its pid, waits
 //	child DIR storm NAME N BUNDLE.pem...        N merges of one attempt each, named NAME-i, and keeps of the bundles,
 //	                                            each announced once it is durable
@@ -48,6 +49,8 @@ func run(dir, action string, args []string) error {
 		return err
 	case "forget":
 		return s.Forget(ctx, cert.Slot{Name: args[0], Algorithm: cert.ECDSA})
+	case "alarms":
+		return s.KeepAlarms(ctx, cluster.AlarmBook{Master: args[0]})
 	case "actor":
 		return actor(ctx, s)
 	case "storm":
