@@ -27,16 +27,18 @@ import (
 
 // The adapters satisfy the interfaces of the flow; the node's own part is what the peer API serves.
 var (
-	_ reconcile.Store   = (*store.Store)(nil)
-	_ reconcile.Issuer  = (*acme.Client)(nil)
-	_ reconcile.Proxy   = (*haproxy.Proxy)(nil)
-	_ reconcile.Pruner  = (*haproxy.Proxy)(nil)
-	_ reconcile.Starter = (*haproxy.Proxy)(nil)
-	_ reconcile.Peer    = (*distribute.Peer)(nil)
-	_ roles             = (*carp.Static)(nil)
-	_ roles             = (*carp.Auto)(nil)
-	_ distribute.Local  = (*reconcile.Node)(nil)
+	_ reconcile.Store  = (*store.Store)(nil)
+	_ reconcile.Issuer = (*acme.Client)(nil)
+	_ reconcile.Proxy  = (*haproxy.Proxy)(nil)
+	_ reconcile.Pruner = (*haproxy.Proxy)(nil)
+	_ reconcile.Peer   = (*distribute.Peer)(nil)
+	_ roles            = (*carp.Static)(nil)
+	_ roles            = (*carp.Auto)(nil)
+	_ distribute.Local = (*reconcile.Node)(nil)
 )
+
+// HAProxy's adapter also writes for HAProxy's next start (sync --disk).
+var _ reconcile.Starter = (*haproxy.Proxy)(nil)
 
 // wiring is the program put together from the configuration. This file alone builds adapters.
 type wiring struct {
