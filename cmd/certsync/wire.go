@@ -33,6 +33,7 @@ import (
 var (
 	_ reconcile.Store   = (*store.Store)(nil)
 	_ reconcile.Issuer  = (*acme.Client)(nil)
+	_ reconcile.Revoker = (*acme.Client)(nil)
 	_ reconcile.Proxy   = (*haproxy.Proxy)(nil)
 	_ reconcile.Pruner  = (*haproxy.Proxy)(nil)
 	_ reconcile.Starter = (*haproxy.Proxy)(nil)
@@ -43,8 +44,6 @@ var (
 	_ daemon.Demoter    = (*carp.Demotion)(nil)
 	_ daemon.Target     = (*notify.Target)(nil)
 )
-
-var _ reconcile.Revoker = (*acme.Client)(nil) // which is optional
 
 // wiring is the program put together from the configuration. This file alone builds adapters.
 type wiring struct {

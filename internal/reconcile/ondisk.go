@@ -23,7 +23,7 @@ func (n *Node) OnDisk(ctx context.Context) (cluster.DiskSync, error) {
 		return cluster.DiskSync{}, err
 	}
 	out := cluster.DiskSync{Node: n.Settings.Node}
-	s := n.shelf(held, records)
+	s := n.stock(held, records)
 	var targets []cluster.Target
 	for _, c := range n.Settings.Certificates {
 		for _, slot := range c.Slots() {
@@ -54,7 +54,7 @@ func (n *Node) startTarget(c Certificate, slot cert.Slot, g cert.Generation, sum
 // forStart is the generation that a slot's file is to hold when HAProxy starts, zero where none can be read: the newest that
 // was released; one that was not only where no other is fit, since what peers may not have yet would be taken back from
 // the clients at the next failover. Fit is what has a tenth of its lifetime left.
-func (n *Node) forStart(ctx context.Context, s *shelf, slot cert.Slot) (cert.Generation, cert.Summary) {
+func (n *Node) forStart(ctx context.Context, s *stock, slot cert.Slot) (cert.Generation, cert.Summary) {
 	newest, summary := n.newestReadable(ctx, s.held[slot], s.tombstones, slot)
 	released := s.released[slot]
 	if released.IsZero() || same(released, newest) || !newest.Newer(released) {
@@ -69,8 +69,8 @@ func (n *Node) forStart(ctx context.Context, s *shelf, slot cert.Slot) (cert.Gen
 	return newest, summary
 }
 
-// shelf is what is known of the bundles that may lie on disk.
-type shelf struct {
+// stock is what is known of the bundles that may lie on disk.
+type stock struct {
 	n          *Node
 	held       map[cert.Slot][]cert.Generation
 	released   map[cert.Slot]cert.Generation
@@ -85,8 +85,8 @@ type bundleKey struct {
 	fingerprint cert.Fingerprint
 }
 
-func (n *Node) shelf(held []cert.Generation, records cluster.Records) *shelf {
-	s := &shelf{n: n, held: bySlot(held), released: releasedBySlot(records), tombstones: records.Tombstones,
+func (n *Node) stock(held []cert.Generation, records cluster.Records) *stock {
+	s := &stock{n: n, held: bySlot(held), released: releasedBySlot(records), tombstones: records.Tombstones,
 		revoked: revokedSet(records.Tombstones), known: make(map[bundleKey]cert.Generation, len(held))}
 	for _, r := range records.Releases {
 		s.know(r.Generation)
@@ -97,7 +97,7 @@ func (n *Node) shelf(held []cert.Generation, records cluster.Records) *shelf {
 	return s
 }
 
-func (s *shelf) know(g cert.Generation) {
+func (s *stock) know(g cert.Generation) {
 	k := bundleKey{g.Name, g.Fingerprint}
 	if last := s.known[k]; last.IsZero() || g.Newer(last) {
 		s.known[k] = g
@@ -107,7 +107,7 @@ func (s *shelf) know(g cert.Generation) {
 // standing tells how a bundle that lies at a target's path compares with the generation that is to be there. One that
 // nothing is known of, and that this node would take from a peer, is later where it was issued later: the store may have
 // lost it, or come back from a backup.
-func (s *shelf) standing(t cluster.Target, there *cert.Bundle) cluster.Standing {
+func (s *stock) standing(t cluster.Target, there *cert.Bundle) cluster.Standing {
 	if s.revoked[there.Fingerprint()] {
 		return cluster.Earlier
 	}
@@ -126,7 +126,7 @@ func (s *shelf) standing(t cluster.Target, there *cert.Bundle) cluster.Standing 
 }
 
 // credible tells that a bundle which is not held is a later one of the slot, as far as can be told without its sequence.
-func (s *shelf) credible(t cluster.Target, there *cert.Bundle) bool {
+func (s *stock) credible(t cluster.Target, there *cert.Bundle) bool {
 	c, ok := s.n.Settings.certificate(t.Slot.Name)
 	return ok && there.Algorithm() == t.Slot.Algorithm && there.Leaf().NotBefore.After(t.Generation.NotBefore) &&
 		s.n.Settings.checkBundle(c, there, s.n.Now()) == nil
