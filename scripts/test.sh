@@ -49,6 +49,10 @@ $GO list -tags $tags ./... | grep -v '/e2e$' |
 printf 'test: kill -9 at the failpoints of internal/haproxy\n'
 CGO_ENABLED=0 $GO test -trimpath -tags "$tags failpoint" -timeout "$limit" -parallel 4 -run "AKill|Killed" ./internal/haproxy
 
+# Where the race detector has room for some dozens of schedules, and for none of the mutants.
+printf 'test: the simulation\n'
+CGO_ENABLED=0 $GO test -trimpath -tags $tags -timeout "$limit" -run 'Simulation' ./internal/reconcile
+
 printf 'test: end to end\n'
 $GO test -race -tags $tags -timeout 90m ./e2e
 
