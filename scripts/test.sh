@@ -51,6 +51,10 @@ $GO list -tags $tags ./... | grep -v '/e2e$' |
 printf 'test: kill -9 at the failpoints of internal/haproxy\n'
 CGO_ENABLED=0 $GO test -trimpath -count=1 -tags "$tags failpoint" -timeout "$limit" -parallel 4 -run "AKill|Killed" ./internal/haproxy
 
+# Where the race detector has room for some dozens of schedules, and for none of the mutants.
+printf 'test: the simulation\n'
+CGO_ENABLED=0 $GO test -trimpath -count=1 -tags $tags -timeout "$limit" -run 'Simulation' ./internal/reconcile
+
 # The end-to-end tests come by themselves: their hosts, clients and HAProxies are many processes. Those of CARP mostly wait
 # for a protocol's seconds, beside the others. What the race detector has no room for on two cores comes at the end,
 # without it: thousands of certificates, and in full the whole load; in full, less of it is run with the detector too.

@@ -106,16 +106,16 @@ func (s *simulation) run(steps []simStep) {
 		n.boot()
 	}
 	s.mu.Unlock()
-	time.Sleep(time.Minute)
+	s.pause(time.Minute)
 	for _, step := range steps {
-		time.Sleep(step.wait)
-		if s.failed() {
+		if !s.pause(step.wait) {
 			return
 		}
 		s.take(step)
 	}
-	time.Sleep(10 * time.Second)
-	s.quiet()
+	if s.pause(10 * time.Second) {
+		s.quiet()
+	}
 }
 
 // end ends every process.
@@ -437,7 +437,7 @@ func (s *simulation) calm() {
 func (s *simulation) await(kind string, latest time.Time, what func() string) {
 	since := time.Time{}
 	for {
-		time.Sleep(time.Minute)
+		s.pause(time.Minute)
 		s.mu.Lock()
 		text := what()
 		if text != "" && time.Now().After(latest) {

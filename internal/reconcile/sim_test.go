@@ -25,7 +25,6 @@ const (
 	mutantNoOrders     = "the disk loses orders"
 	mutantNoLedger     = "the disk loses the ledger"
 	mutantNoTombstones = "a peer drops tombstones"
-	mutantLostWrite    = "a crash loses the last write that was said to be on disk"
 	mutantAckOnly      = "a peer says that it has a generation on disk, and has not"
 	mutantDeafProxy    = "HAProxy takes what it is given for loaded, and goes on with what it has"
 )
@@ -36,7 +35,6 @@ var simMutants = map[string][]string{
 	mutantNoOrders:     {"orders on disk", "orders taken up"},
 	mutantNoLedger:     {"no burst", "retry after", "budget"},
 	mutantNoTombstones: {"convergence", "revoked"},
-	mutantLostWrite:    {"orders on disk", "orders taken up", "everywhere before anywhere", "never older"},
 	mutantAckOnly:      {"everywhere before anywhere"},
 	mutantDeafProxy:    {"convergence", "the canary"},
 }
@@ -173,7 +171,7 @@ func replay(t *testing.T, seed uint64) {
 func simCount() int {
 	n := 800
 	if raceDetector {
-		n = 60
+		n = 40
 	}
 	if os.Getenv("CERTSYNC_TEST_FULL") == "1" {
 		n *= 20
@@ -190,7 +188,7 @@ func TestSimulationFindsAWorldThatBreaksPromises(t *testing.T) {
 	for mutant, breaks := range simMutants {
 		t.Run(strings.ReplaceAll(mutant, " ", "_"), func(t *testing.T) {
 			found := false
-			for seed := range uint64(800) {
+			for seed := range uint64(600) {
 				plan, steps := drawSchedule(seed)
 				r := simulate(t, seed, plan, steps, mutant, false)
 				if r.wrong == nil || !slices.Contains(breaks, r.wrong.kind) {

@@ -28,6 +28,7 @@ type simulation struct {
 	nodes []*simNode
 	ca    *simCA
 	ended chan struct{}
+	stop  chan struct{} // closed where a promise does not hold: there is nothing more to see
 	wg    sync.WaitGroup
 
 	mu       sync.Mutex // of everything below, and of what belongs to nodes, links and CA; never held across a wait
@@ -77,9 +78,7 @@ type simNode struct {
 	trouble time.Time
 	// recent is when the last passes began.
 	recent []time.Time
-	// undo takes the last write back, where a mutant loses what was not fsynced.
-	undo func()
-	wake chan struct{}
+	wake   chan struct{}
 	// reasons are why the daemon is to make a pass.
 	reasons  map[string]time.Time
 	requests []func(context.Context, *simProcess)
@@ -125,7 +124,7 @@ var simBegin = time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
 
 func newSimulation(seed uint64, plan simPlan, signer *certtest.CA) *simulation {
 	time.Sleep(time.Until(simBegin))
-	s := &simulation{seed: seed, plan: plan, start: time.Now(), ended: make(chan struct{}), counts: map[string]uint64{}, released: map[generationKey]bool{}}
+	s := &simulation{seed: seed, plan: plan, start: time.Now(), ended: make(chan struct{}), stop: make(chan struct{}), counts: map[string]uint64{}, released: map[generationKey]bool{}}
 	s.ca = newSimCA(s, signer)
 	for i := range plan.nodes {
 		n := &simNode{s: s, place: i, name: fmt.Sprintf("proxy%d", i+1), hostUp: true, role: cluster.Backup, was: cluster.Backup,
@@ -161,13 +160,20 @@ func (s *simulation) violate(kind, format string, args ...any) {
 	if s.wrong == nil {
 		s.wrong = &violation{kind, fmt.Sprintf(format, args...), s.elapsed()}
 		s.tell("VIOLATION %s", s.wrong)
+		close(s.stop)
 	}
 }
 
-func (s *simulation) failed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.wrong != nil
+// pause lets time pass, and tells whether every promise held.
+func (s *simulation) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-s.stop:
+		return false
+	}
 }
 
 // draw is a number that depends on the seed, on key, and on how often key was drawn for. s.mu is held.
@@ -277,10 +283,6 @@ func (n *simNode) kill(host bool) {
 	n.process.die()
 	n.process = nil
 	n.troubled()
-	if n.undo != nil {
-		n.undo()
-		n.undo = nil
-	}
 	n.s.ca.forget(n)
 }
 
@@ -307,7 +309,7 @@ func (n *simNode) boot() {
 	n.s.tell("%s starts", n.name)
 	n.troubled()
 	clear(n.reasons)
-	n.requests, n.undo = nil, nil
+	n.requests = nil
 	p := n.newProcess()
 	n.process = p
 	n.s.wg.Go(func() { p.daemon() })
@@ -433,11 +435,10 @@ func (d simStore) Problems(ctx context.Context) []string { return d.p.n.disk.Pro
 func (d simStore) Keep(ctx context.Context, k cluster.Kept) error {
 	return d.write(ctx, "keep "+k.Generation.Fingerprint.Short(), func() error {
 		n, slot := d.p.n, k.Generation.Slot
-		before, held := n.newest(slot), n.disk.all()
+		before := n.newest(slot)
 		if err := n.disk.Keep(ctx, k); err != nil {
 			return err
 		}
-		n.undo = func() { n.disk.restore(func() { n.disk.held = held }) }
 		if after := n.newest(slot); before.Newer(after) {
 			n.s.violate("never older", "the disk of %s went back from generation %s to %s", n.name, nameOf(before), nameOf(after))
 		}
@@ -448,7 +449,7 @@ func (d simStore) Keep(ctx context.Context, k cluster.Kept) error {
 
 func (d simStore) Merge(ctx context.Context, r cluster.Records) error {
 	return d.write(ctx, fmt.Sprintf("merge %d %d %d %d %d %d", len(r.Accounts), len(r.Orders), len(r.Ledger), len(r.Tombstones), len(r.Releases), len(r.Renewals)), func() error {
-		n, before := d.p.n, d.p.n.records()
+		n := d.p.n
 		for _, release := range r.Releases {
 			n.s.releases(d.p, release)
 		}
@@ -462,7 +463,6 @@ func (d simStore) Merge(ctx context.Context, r cluster.Records) error {
 				r.Tombstones = nil
 			}
 		}
-		n.undo = func() { n.disk.restore(func() { n.disk.records = before }) }
 		return n.disk.Merge(ctx, r)
 	})
 }
@@ -482,25 +482,9 @@ func (d simStore) write(ctx context.Context, key string, change func() error) er
 	if !d.p.n.full {
 		err = change()
 	}
-	if s.mutant != mutantLostWrite {
-		d.p.n.undo = nil
-	}
 	s.mu.Unlock()
 	d.p.hooked(true)
 	return err
-}
-
-// all is what is held; restore changes it as nothing but a disk that loses a write does.
-func (m *memory) all() []cluster.Kept {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.held)
-}
-
-func (m *memory) restore(change func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	change()
 }
 
 func nameOf(g cert.Generation) string {
