@@ -149,9 +149,14 @@ const bootstrapKills = "a write to a system file: internal/bootstrap/sysfile"
 // reloadKills tells where the reload of HAProxy is killed: no node of these scenarios needs one.
 const reloadKills = "HAProxy is reloaded for what cannot be changed at run time: internal/haproxy"
 
+// backKills tells where a rollback and a revocation are killed: at each of their effects.
+const backKills = "certsync rollback and revoke: internal/reconcile, and TestARollbackAndARevocationOutliveKillsAndABackupThatIsAway"
+
 // elsewhere are the places that neither scenario passes, and where they are killed instead.
 var elsewhere = map[string]string{
-	"store.aside":        "a state file that is torn is set aside: internal/store",
+	"store.aside":    "a state file that is torn is set aside: internal/store",
+	"reconcile.held": backKills, "reconcile.restored": backKills, "reconcile.condemned": backKills, "reconcile.buried": backKills,
+	"reconcile.revoked": backKills, "acme.revoked": backKills,
 	"store.alarms":       "what was told of alarms is kept, by the daemon: internal/store",
 	"haproxy.retired":    "a certificate goes from one key type to both: internal/haproxy",
 	"store.remove":       "a generation or a record that is too old is dropped: internal/store",

@@ -139,7 +139,7 @@ func TestAWatchTellsOnlyWhatChanged(t *testing.T) {
 	s = newStatusReport(s.Certificates, s.Nodes)
 	s.Daemon = newDaemonInfo(distribute.DaemonStatus{Version: "1", Pid: 7, Configuration: "a\nb"})
 	if got, want := tell(s), []string{"configuration refused: a; b", "daemon: 1, process 7", "example.org (ecdsa) on proxy2: unreachable",
-		"node proxy2: unreachable, not known: it could not be asked", "example.org (ecdsa) on proxy2 /h.conf: gone"}; !slices.Equal(got, want) {
+		"node proxy2: unreachable, not known: it was not asked, or did not answer", "example.org (ecdsa) on proxy2 /h.conf: gone"}; !slices.Equal(got, want) {
 		t.Errorf("changed %q, want %q", got, want)
 	}
 }

@@ -328,6 +328,7 @@ func TestEachFaultIsToldByItsKind(t *testing.T) {
 		"not ready": {change: func(r *cluster.Report) { r.Nodes[1].Placements[0].Memory.Fingerprint[0]++ }, after: notReadyAfter, want: []string{"a new not_ready warning"}},
 		"fails if it took over": {change: func(r *cluster.Report) {
 			r.Nodes[1].Placements[0].Memory = cluster.Sighting{Note: "not in HAProxy's memory"}
+			r.Nodes[1].Placements[0].Served = cluster.Sighting{Note: "the handshake failed"}
 		}, after: notReadyAfter, want: []string{"a new not_ready urgent"}},
 		"no HAProxy": {change: func(r *cluster.Report) { r.Nodes[1].Placements[0].Running = false }, after: notReadyAfter, want: []string{"a new haproxy_down urgent"}},
 		"unreachable": {change: func(r *cluster.Report) { r.Nodes[1] = cluster.NodeStatus{Node: "b", Error: "no route"} }, after: unreachableAfter,

@@ -50,6 +50,35 @@ func TestShippedSudoersIsThatOfBootstrap(t *testing.T) {
 	}
 }
 
+// What carp.demote_unready needs is in the files, for whoever sets it to take the comment signs off.
+func TestShippedRulesHaveThoseOfDemoteUnreadyCommentedOut(t *testing.T) {
+	s := shippedSettings(t)
+	without := len(s.rootCommands())
+	s.DemoteUnready = true
+	more := s.rootCommands()[without:]
+	if len(more) == 0 {
+		t.Fatal("demote_unready needs no rules")
+	}
+	doasText, err := os.ReadFile("../../configs/doas.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sudoText, err := os.ReadFile("../../configs/sudoers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, argv := range more {
+		if rule := "\n# " + doasRule(s.User, argv) + "\n"; !strings.Contains(string(doasText), rule) {
+			t.Errorf("configs/doas.conf lacks %q", rule)
+		}
+	}
+	for _, rule := range strings.Split(sudoersText(s), "\n") {
+		if strings.Contains(rule, "demotion") && !strings.Contains(string(sudoText), "\n# "+rule+"\n") {
+			t.Errorf("configs/sudoers lacks %q", "# "+rule)
+		}
+	}
+}
+
 // The commands of the shipped configuration are among those that the rules allow, to the letter.
 func TestShippedRulesAllowWhatTheShippedConfigurationRuns(t *testing.T) {
 	c, err := config.Load("../../configs/certsync.yaml")

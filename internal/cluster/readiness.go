@@ -12,7 +12,7 @@ import (
 type Readiness struct {
 	Node string `json:"node"`
 	Role Role   `json:"role"`
-	// Known is false where the node could not be asked: then Gaps says nothing.
+	// Known is false where the node could not be asked, or was not: then Gaps says nothing.
 	Known bool  `json:"known"`
 	Gaps  []Gap `json:"gaps,omitempty"`
 }
@@ -40,7 +40,7 @@ func (r Readiness) Verdict(certificates int) string {
 	lacking, failing := r.Count()
 	switch {
 	case !r.Known:
-		return "not known: it could not be asked"
+		return "not known: it was not asked, or did not answer"
 	case lacking == 0:
 		return "ready: it would serve all " + countOf(certificates)
 	case failing == 0:
@@ -78,8 +78,10 @@ func (r Report) Readiness() []Readiness { return r.ReadinessAt(r.End) }
 func (r Report) ReadinessAt(now time.Time) []Readiness {
 	out := make([]Readiness, len(r.Nodes))
 	for i, n := range r.Nodes {
-		out[i] = Readiness{Node: n.Node, Role: n.Role, Known: n.Reachable}
-		if n.Reachable {
+		// A BACKUP asks its peers for what they hold, and not for where it stands with their HAProxies.
+		asked := n.Reachable && (len(n.Placements) > 0 || len(r.Certificates) == 0)
+		out[i] = Readiness{Node: n.Node, Role: n.Role, Known: asked}
+		if asked {
 			out[i].Gaps = n.gaps(r.Certificates, now)
 		}
 	}

@@ -55,7 +55,7 @@ func TestReadiness(t *testing.T) {
 		}, "", false},
 		{"nothing was issued", func(s *stand) { s.report.Certificates[0].Newest = cert.Generation{} }, "no certificate was issued yet", true},
 		{"the newest has expired", func(s *stand) { s.report.End = now.Add(81 * 24 * time.Hour) }, "has expired", true},
-		{"no HAProxy has it", func(s *stand) { s.node.Placements = nil }, "configured for no HAProxy", true},
+		{"no HAProxy has it", func(s *stand) { s.place.Slot.Name = "another.test" }, "configured for no HAProxy", true},
 		{"HAProxy is down", func(s *stand) {
 			s.place.Running, s.place.Memory, s.place.Served, s.place.Proof = false, none, none, cluster.NoProof
 		}, "HAProxy does not run", true},
@@ -159,7 +159,7 @@ func TestAVerdictCountsEachCertificateOnce(t *testing.T) {
 		r    cluster.Readiness
 		want string
 	}{
-		{cluster.Readiness{}, "not known: it could not be asked"},
+		{cluster.Readiness{}, "not known: it was not asked, or did not answer"},
 		{cluster.Readiness{Known: true}, "ready: it would serve all 3 certificates"},
 		{cluster.Readiness{Known: true, Gaps: []cluster.Gap{{Slot: a}, {Slot: a, Proxy: "x"}}}, "not ready: it would serve an earlier one of 1 certificate"},
 		{cluster.Readiness{Known: true, Gaps: []cluster.Gap{{Slot: a}, {Slot: a, Fails: true}, {Slot: b, Fails: true}}}, "not ready: 2 certificates would fail"},

@@ -211,7 +211,7 @@ func status(node, how string) cluster.NodeStatus {
 	r := standing(node, how)
 	seen := cluster.Sighting{Fingerprint: newest.Fingerprint, NotAfter: newest.NotAfter}
 	return cluster.NodeStatus{Node: node, Role: r.Role, Reachable: r.Known, Placements: []cluster.Placement{
-		{Slot: oneSlot, Running: len(r.Gaps) == 0, Disk: seen, Memory: seen, Served: seen, Proof: cluster.Proven}}}
+		{Slot: oneSlot, Proxy: "haproxy", Running: len(r.Gaps) == 0, Disk: seen, Memory: seen, Served: seen, Proof: cluster.Proven}}}
 }
 
 // newPair is a plant with a demoter; what passes report of the peer, as on a BACKUP, is that nothing is known of its

@@ -72,21 +72,21 @@ func (x index) nodeMetrics(e *exposition) {
 	each("certsync_node_master", "1 where the node said that it is MASTER.", func(n cluster.NodeStatus, _ cluster.Readiness) (float64, bool) {
 		return number(n.Role == cluster.Master), n.Reachable
 	})
-	each("certsync_node_ready", "1 where the node is known to serve every certificate as it should if it took over now.",
-		func(_ cluster.NodeStatus, r cluster.Readiness) (float64, bool) { return number(r.Ready()), true })
-	each("certsync_node_unready_certificates", "Certificates that the node does not serve as it should; none where it could not be asked.",
+	each("certsync_node_ready", "1 where the node would serve every certificate as it should if it took over now; none where that is not known.",
+		func(_ cluster.NodeStatus, r cluster.Readiness) (float64, bool) { return number(r.Ready()), r.Known })
+	each("certsync_node_unready_certificates", "Certificates that the node does not serve as it should; none where that is not known.",
 		func(_ cluster.NodeStatus, r cluster.Readiness) (float64, bool) {
 			lacking, _ := r.Count()
 			return float64(lacking), r.Known
 		})
-	each("certsync_node_failing_certificates", "Those of them of which it serves nothing valid; none where it could not be asked.",
+	each("certsync_node_failing_certificates", "Those of them of which it serves nothing valid; none where that is not known.",
 		func(_ cluster.NodeStatus, r cluster.Readiness) (float64, bool) {
 			_, failing := r.Count()
 			return float64(failing), r.Known
 		})
-	each("certsync_node_unproven_certificates", "Certificates for which no handshake could be tried; none where it could not be asked.",
-		func(n cluster.NodeStatus, _ cluster.Readiness) (float64, bool) {
-			return float64(unproven(n)), n.Reachable
+	each("certsync_node_unproven_certificates", "Certificates for which no handshake could be tried; none where that is not known.",
+		func(n cluster.NodeStatus, r cluster.Readiness) (float64, bool) {
+			return float64(unproven(n)), r.Known
 		})
 }
 
