@@ -144,8 +144,9 @@ type NodeStatus struct {
 	Unconfigured []cert.Slot `json:"unconfigured,omitempty"`
 	// Problems are the state files that were set aside, and other things that a person must look at.
 	Problems []string `json:"problems,omitempty"`
-	// Alarms are those that a peer said in its inventory that it told of; nil where it did not say.
-	Alarms *AlarmBook `json:"alarms,omitempty"`
+	// Alarms are those that a peer said in its inventory that it told of; nil where it did not say. They are for whoever made
+	// the pass, and go no further.
+	Alarms *AlarmBook `json:"-"`
 }
 
 // CertificateReport is what a pass found and did for one slot.
