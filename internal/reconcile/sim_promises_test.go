@@ -53,6 +53,7 @@ func (s *simulation) activates(p *simProcess, t cluster.Target, served bool) {
 		theirs := m.proxy.memory[g.Slot].generation
 		switch {
 		case !g.Newer(theirs), g.Fingerprint == theirs.Fingerprint: // two nodes may each keep the certificate of one order
+		case m.newest(g.Slot).Newer(g): // of two MASTERs the other staged a newer one there, and this one's release is stale
 		case !m.proxy.rejects:
 			s.violate("the canary", "%s activates %s of %s, and %s, which it reaches, serves %s still", n.name, nameOf(g), g.Slot.Name, m.name, nameOf(theirs))
 		case !has.IsZero() && has.Left(n.clock()) > has.Lifetime()/10 && n.proxy.running:
