@@ -286,8 +286,7 @@ func TestADemotionThatIsRefusedIsToldAndTriedAgain(t *testing.T) {
 
 func TestABootedNodeStepsBackBeforeItsFirstPass(t *testing.T) {
 	f, s := &fakeDemoter{booted: true}, &pairState{own: "rB", peer: "rM", on: true}
-	var p *plant
-	p = newPlant(t, func(q *plant) {
+	p := newPlant(t, func(q *plant) {
 		q.hold(true) // the first pass does not end
 		q.change = func(site *Site) {
 			site.Demoter, site.DemoteUnready = f, true
