@@ -95,13 +95,16 @@ echo $pid >"$child"
 wait $pid
 `,
 	"certsync": `#!/bin/sh
+# What awaits the line of run sends it signals then.
+if [ "$1" = run ]; then
+	trap 'echo HUP >>"$DIR/log"' HUP
+	trap 'sleep 0.3; echo ended >>"$DIR/log"; exit 0' TERM
+fi
 echo "certsync $*" >>"$DIR/log"
 case $1 in
 sync) [ ! -e "$DIR/sync-hangs" ] || exec sleep 60; [ ! -e "$DIR/sync-fails" ] ;;
 check) [ ! -e "$DIR/check-fails" ] ;;
 run)
-	trap 'echo HUP >>"$DIR/log"' HUP
-	trap 'sleep 0.3; echo ended >>"$DIR/log"; exit 0' TERM
 	while [ -d "$DIR" ]; do sleep 0.02; done # not longer than the test
 	;;
 esac
