@@ -27,7 +27,7 @@ func (p *pass) bring(ctx context.Context, newest ...cert.Generation) {
 		p.failAll(ctx, newest, fmt.Errorf("records held: %w", err))
 		return
 	}
-	wanted := p.neverBack(newest, records)
+	wanted := p.neverBack(ctx, newest, records)
 	if len(wanted) == 0 {
 		return
 	}
@@ -83,14 +83,15 @@ func (p *pass) release(ctx context.Context, fresh []cluster.Release) error {
 	return p.Store.Merge(ctx, cluster.Records{Releases: fresh})
 }
 
-// neverBack leaves out what is older than what was released of the slot: the store lost that one, and HAProxy may well
-// serve it.
-func (p *pass) neverBack(newest []cert.Generation, records cluster.Records) []cert.Generation {
+// neverBack leaves out what is older than what was released of the slot. Either a peer released that one since the pass
+// looked, and saw to it; or the store lost it, and HAProxy may well serve it.
+func (p *pass) neverBack(ctx context.Context, newest []cert.Generation, records cluster.Records) []cert.Generation {
 	var out []cert.Generation
 	released := releasedBySlot(records)
 	for _, g := range newest {
 		switch last := released[g.Slot]; {
 		case g.IsZero():
+		case last.Newer(g) && p.holds(ctx, last):
 		case last.Newer(g):
 			p.fail(g.Slot, cluster.Failure, fmt.Errorf("generation %s, which was released, is lost on %s: what is in service stays, and is not replaced by the earlier %s",
 				last.Fingerprint.Short(), p.Settings.Node, g.Fingerprint.Short()))
@@ -99,6 +100,12 @@ func (p *pass) neverBack(newest []cert.Generation, records cluster.Records) []ce
 		}
 	}
 	return out
+}
+
+// holds tells whether this node's store has a generation now.
+func (p *pass) holds(ctx context.Context, g cert.Generation) bool {
+	held, err := p.Store.Generations(ctx)
+	return err == nil && contains(held, g)
 }
 
 func (p *pass) failAll(ctx context.Context, wanted []cert.Generation, err error) {
@@ -394,7 +401,12 @@ func (p *pass) dated(ctx context.Context, s cluster.Sighting) cluster.Sighting {
 	return s
 }
 
+// activateSelf brings this node's own HAProxies in line, but not to what a peer's release has overtaken since the pass
+// looked: that peer saw to the later one.
 func (p *pass) activateSelf(ctx context.Context, wanted []cert.Generation) {
+	if records, err := p.Store.Records(ctx); err == nil {
+		wanted = p.neverBack(ctx, wanted, records)
+	}
 	placements := p.Node.activate(ctx, wanted)
 	p.place(p.Settings.Node, placements...)
 	p.tellPlacements(p.Settings.Node, placements)

@@ -734,3 +734,61 @@ func (d *dryCA) Register(_ context.Context, a cluster.Account) (cluster.Account,
 	a.URL = "https://staging.test/account/1"
 	return a, nil
 }
+
+// lateProxy is a HAProxy whose turn comes late: something is done before it.
+type lateProxy struct {
+	Proxy
+	before func()
+}
+
+func (p *lateProxy) Activate(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
+	if before := p.before; before != nil {
+		p.before = nil
+		before()
+	}
+	for _, t := range targets {
+		if _, err := t.Loaded(ctx); err != nil {
+			return []cluster.Placement{failedPlacement(t.Slot, cluster.Failure, err)}, nil
+		}
+	}
+	return p.Proxy.Activate(ctx, targets)
+}
+
+// Found by the simulation: a pass went on with what was newest when it looked, and took back what a peer had put in service
+// since.
+func TestAPassDoesNotTakeBackWhatAPeerReleasedWhileItWaitedForItsTurn(t *testing.T) {
+	w := newWorld(t, 2)
+	w.hosts[0].issue()
+	late := &lateProxy{Proxy: w.hosts[1].proxy, before: func() { w.hosts[0].issue("example.org") }}
+	w.hosts[1].Node.Proxies = []Proxy{late}
+	w.hosts[1].tick()
+	w.inService(slot, 2) // the fake HAProxy looks that nothing goes back on the way
+	if late.before != nil {
+		t.Error("nothing was released meanwhile")
+	}
+	if r := w.hosts[1].tick(); r.Outcome != cluster.Unchanged {
+		t.Errorf("outcome %s after it", r.Outcome)
+	}
+}
+
+// Two MASTERs that reach one another: what one releases while the other asks the CA is not lost there, and stays.
+func TestAPassGoesOnWithWhatAPeerReleasedWhileItAskedTheCA(t *testing.T) {
+	w := newWorld(t, 2)
+	w.hosts[0].issue()
+	w.hosts[1].role = cluster.Master
+	asked := false
+	w.ca.set(func() {
+		w.ca.renewals = func(context.Context, string) (cluster.Suggestion, error) {
+			if !asked {
+				asked = true
+				w.hosts[0].issue("example.org")
+			}
+			return cluster.Suggestion{Start: w.Now().Add(60 * day), End: w.Now().Add(61 * day)}, nil
+		}
+	})
+	report := w.hosts[1].tick()
+	w.inService(slot, 2)
+	if row := rowOf(t, report, slot); row.Error != "" || !asked {
+		t.Errorf("the report says %q (asked: %v)", row.Error, asked)
+	}
+}

@@ -307,7 +307,36 @@ func (n *Node) activate(ctx context.Context, generations []cert.Generation) []cl
 		}
 		targets = append(targets, to.target(g.Slot, g, summary))
 	}
-	return append(out, n.eachProxy(ctx, targets, cluster.Failure, func(p Proxy) ([]cluster.Placement, error) { return p.Activate(ctx, targets) })...)
+	return append(out, n.eachProxy(ctx, targets, cluster.Failure, func(p Proxy) ([]cluster.Placement, error) {
+		return p.Activate(ctx, n.latest(targets))
+	})...)
+}
+
+// latest are targets whose bundles are not read where a later generation was released meanwhile. A pass goes on with what
+// was newest when it looked, and a peer may have had a later one put in service since. A HAProxy's adapter loads while it
+// is its turn to change that HAProxy, and whoever comes with a later generation has recorded its release before: so what
+// is seen here, once for the turn, holds for all of it.
+func (n *Node) latest(targets []cluster.Target) []cluster.Target {
+	var once sync.Once
+	var released map[cert.Slot]cert.Generation
+	var unread error
+	out := slices.Clone(targets)
+	for i, t := range targets {
+		out[i].Load = func(ctx context.Context) (*cert.Bundle, []*cert.Bundle, error) {
+			once.Do(func() {
+				records, err := n.Store.Records(ctx)
+				released, unread = releasedBySlot(records), err
+			})
+			if unread != nil {
+				return nil, nil, fmt.Errorf("records held: %w", unread)
+			}
+			if last := released[t.Slot]; last.Newer(t.Generation) {
+				return nil, nil, fmt.Errorf("generation %s: %w: %s was released meanwhile", t.Generation.Fingerprint.Short(), cluster.ErrStale, last.Fingerprint.Short())
+			}
+			return t.Load(ctx)
+		}
+	}
+	return out
 }
 
 // inspect tells where slots stand with every HAProxy of this node, beside the newest generation that can be read. A slot

@@ -122,7 +122,7 @@ func (i simIssuer) request(ctx context.Context, step string, o cluster.Order, do
 	case caSilent:
 		latency = simRequest
 	case caSlow:
-		latency += long
+		latency += min(long, 3*time.Minute) // no call of the adapter is without a deadline
 	}
 	if err := p.sleep(ctx, latency); err != nil {
 		return fmt.Errorf("%s: %w", step, context.Cause(ctx))

@@ -32,8 +32,9 @@ func (s *simulation) releases(p *simProcess, r cluster.Release) {
 	}
 }
 
-// activates looks at what may go into a HAProxy: what was released, and is not revoked; on the MASTER, only after the
-// BACKUPs that it could rely on, and not where one of them refuses it.
+// activates looks at what may go into a HAProxy: what was released, and is not revoked; in a MASTER's pass, only after
+// the BACKUPs that it could rely on, and not where one of them refuses it. (Who becomes MASTER in a BACKUP's pass ends that
+// as one: with what was released.)
 func (s *simulation) activates(p *simProcess, t cluster.Target, served bool) {
 	n, g := p.n, t.Generation
 	if !s.released[keyOf(g)] {
@@ -43,7 +44,7 @@ func (s *simulation) activates(p *simProcess, t cluster.Target, served bool) {
 		s.violate("revoked", "%s activates %s of %s, of which it knows that it is revoked", n.name, nameOf(g), g.Slot.Name)
 	}
 	has := n.proxy.memory[g.Slot].generation
-	if served || n.role != cluster.Master || p.began.IsZero() || !g.Newer(has) || g.Fingerprint == has.Fingerprint {
+	if served || !p.master || n.role != cluster.Master || p.began.IsZero() || !g.Newer(has) || g.Fingerprint == has.Fingerprint {
 		return
 	}
 	for _, m := range s.nodes {
@@ -119,6 +120,9 @@ func (s *simulation) apart() string {
 		}
 	}
 	for _, slot := range s.slots() {
+		if s.foreign(slot) {
+			continue
+		}
 		newest := s.nodes[0].newest(slot)
 		for _, n := range s.nodes {
 			switch g, file, memory := n.newest(slot), n.proxy.files[slot].generation, n.proxy.memory[slot].generation; {
@@ -136,6 +140,21 @@ func (s *simulation) apart() string {
 		}
 	}
 	return ""
+}
+
+// foreign tells that a node which is not MASTER holds a generation with names that the configuration has not, or no more:
+// it was alone with another configuration. Nobody takes it over (docs/decisions/0005), it is valid and served where it is,
+// and a peer's word is no reason for an order: the next renewal outranks it.
+func (s *simulation) foreign(slot cert.Slot) bool {
+	return slices.ContainsFunc(s.nodes, func(n *simNode) bool {
+		g := n.newest(slot)
+		bundle, err := n.disk.Bundle(context.Background(), g)
+		if n.role == cluster.Master || err != nil {
+			return false
+		}
+		c, _ := n.settings().certificate(slot.Name)
+		return slices.ContainsFunc(bundle.Domains(), func(d string) bool { return !slices.Contains(c.Domains, d) })
+	})
 }
 
 // revoked tells that any node knows a tombstone for a generation.

@@ -435,13 +435,13 @@ func (s *simulation) calm() {
 
 // await waits until what says "", for an hour without anything else, or until a time.
 func (s *simulation) await(kind string, latest time.Time, what func() string) {
-	since := time.Time{}
+	since, begin := time.Time{}, time.Now()
 	for {
 		s.pause(time.Minute)
 		s.mu.Lock()
 		text := what()
 		if text != "" && time.Now().After(latest) {
-			s.violate(kind, "%s after all was well: %s", s.elapsed(), text)
+			s.violate(kind, "%s after all was well: %s", time.Since(begin), text)
 		}
 		over := s.wrong != nil
 		s.mu.Unlock()

@@ -103,6 +103,8 @@ type simProcess struct {
 	began  time.Time
 	open   map[string]bool
 	byHand bool
+	// master tells that the node was MASTER then.
+	master bool
 }
 
 // simPlan is what does not change in a schedule.
@@ -130,7 +132,7 @@ func newSimulation(seed uint64, plan simPlan, signer *certtest.CA) *simulation {
 		n := &simNode{s: s, place: i, name: fmt.Sprintf("proxy%d", i+1), hostUp: true, role: cluster.Backup, was: cluster.Backup,
 			wake: make(chan struct{}, 1), reasons: map[string]time.Time{}}
 		n.disk = &memory{now: n.clock} // asked under s.mu, in write
-		n.proxy = &simProxy{running: true, pid: 1, files: map[cert.Slot]simPlaced{}, memory: map[cert.Slot]simPlaced{}}
+		n.proxy = &simProxy{running: true, pid: 1, turn: make(chan struct{}, 1), files: map[cert.Slot]simPlaced{}, memory: map[cert.Slot]simPlaced{}}
 		s.nodes = append(s.nodes, n)
 	}
 	s.nodes[0].role = cluster.Master
@@ -503,6 +505,8 @@ type simProxy struct {
 	pid              int
 	trouble          time.Time
 	files, memory    map[cert.Slot]simPlaced
+	// turn is held by whoever changes it: the real one's lock is the kernel's, and goes with its holder.
+	turn chan struct{}
 }
 
 // start loads what is on disk. s.mu is held.
@@ -554,6 +558,14 @@ func (x simProxyPort) Inspect(ctx context.Context, targets []cluster.Target) ([]
 }
 
 func (x simProxyPort) Activate(ctx context.Context, targets []cluster.Target) ([]cluster.Placement, error) {
+	select {
+	case x.p.n.proxy.turn <- struct{}{}:
+		defer func() { <-x.p.n.proxy.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-x.p.died:
+	}
+	x.p.alive()
 	var out []cluster.Placement
 	for _, t := range targets {
 		pl, err := x.activate(ctx, t)
@@ -571,7 +583,11 @@ func (x simProxyPort) activate(ctx context.Context, t cluster.Target) (cluster.P
 	proxy, s := n.proxy, n.s
 	t, err := t.Loaded(ctx)
 	if err != nil || t.Bundle == nil {
-		return failedPlacement(t.Slot, cluster.Failure, fmt.Errorf("its bundle: %w", err)), nil
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		pl := proxy.look(t)
+		pl.Outcome, pl.Error = cluster.Failure, fmt.Sprintf("its bundle: %v", err)
+		return pl, nil
 	}
 	if err := x.p.sleep(ctx, x.p.call("file "+t.Slot.Name+t.Generation.Fingerprint.Short(), time.Millisecond, 10*time.Millisecond)); err != nil {
 		return cluster.Placement{}, err
@@ -975,6 +991,7 @@ func (p *simProcess) pass(ctx context.Context, wanted Wanted, why string) (clust
 	s.passes++
 	n.paced()
 	p.began, p.open, p.byHand = time.Now(), map[string]bool{}, wanted.MasterOnly || len(wanted.Names) > 0
+	p.master = n.role == cluster.Master
 	for _, m := range s.nodes {
 		if m == n || n.reaches(m, p.began) {
 			for _, o := range m.records().Orders {
