@@ -123,7 +123,7 @@ func simFailure(t *testing.T, seed uint64, plan simPlan, steps []simStep, mutant
 	return least, b.String()
 }
 
-var simSeeds = flag.Int("simulations", 0, "how many schedules TestSimulation runs; 0: 800, fewer with the race detector")
+var simSeeds = flag.Int("simulations", 0, "how many schedules TestSimulation runs; 0: 1000, fewer with the race detector")
 
 // Whatever happens to a cluster, its promises hold at each step; and once all is well, it comes in line by itself.
 // CERTSYNC_SIM_SEED=N replays one schedule with its trace.
@@ -169,7 +169,7 @@ func replay(t *testing.T, seed uint64) {
 
 // simCount is how many schedules are run: the race detector makes each some ten times as dear.
 func simCount() int {
-	n := 800
+	n := 1000
 	if raceDetector {
 		n = 40
 	}
